@@ -1,0 +1,242 @@
+"""What a device driver must do. One contract suite (tests/drivers) runs against all drivers.
+
+A driver owns one device's tensors: weights, KV cache, adapters. It knows tokens, sequences and
+sampling; it refuses to know processes, priorities and prompts' meaning. All methods but `tokenize`,
+`detokenize`, `piece` and `render` run on one thread: the device's engine thread.
+
+Iteration-level batching (Orca, OSDI'22): a step feeds a few tokens to each of many sequences; a
+sequence whose feed ends its known tokens asks for the next token to be sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from llmos.syscalls.content import Message
+from llmos.syscalls.errors import LlmosError
+from llmos.syscalls.options import Constraint, Sampling
+from llmos.syscalls.results import ToolSpec
+
+SequenceId = int
+
+
+class DeviceError(LlmosError):
+    """A device failed; `__cause__` holds the foreign exception.
+
+    `is_fatal` tells that the driver's state is lost and it must be reopened.
+    """
+
+    def __init__(self, message: str, *, is_fatal: bool = False) -> None:
+        super().__init__(message)
+        self.is_fatal = is_fatal
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_device_error, (str(self), self.is_fatal))
+
+
+def _device_error(message: str, is_fatal: bool) -> DeviceError:
+    return DeviceError(message, is_fatal=is_fatal)
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """What a probe found: usable or not, why not, and how much memory the device has."""
+
+    driver: str
+    device: str  # "cpu", "cuda:0", ...
+    is_available: bool
+    reason: str | None = None
+    memory_bytes: int | None = None
+    details: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What to open, with sizes that the driver must keep to."""
+
+    name: str
+    path: Path
+    context_tokens: int = 4096  # capacity of one sequence
+    sequences: int = 16  # sequences that can hold KV at once
+    batch_tokens: int = 512  # most tokens of one step
+    threads: int | None = None  # None: all cores of this process's affinity mask
+    device: str = "cpu"  # torch device string; llama_cpp: "cpu"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a driver can do; the kernel degrades by it and says so."""
+
+    can_fork: bool = True
+    can_trim: bool = True
+    can_save: bool = True
+    can_constrain: bool = True
+    can_attach: bool = True
+    can_mix_adapters: bool = False  # sequences with different adapters in one step
+    is_deterministic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as opened."""
+
+    name: str
+    driver: str
+    device: str
+    architecture: str
+    parameters: int
+    vocabulary: int
+    context_tokens: int
+    sequences: int
+    batch_tokens: int
+    kv_bytes_per_token: int
+    end_tokens: frozenset[int]
+    weights_format: str
+    abilities: Abilities
+
+
+class Allocation(NamedTuple):
+    """A large allocation that the driver holds, for the memory ledger."""
+
+    what: str  # "weights", "kv_cache", "compute", "adapter NAME"
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens for one sequence in one step. `sample` asks for the token after the last of them."""
+
+    sequence: SequenceId
+    tokens: Sequence[int]
+    sample: bool
+
+
+class Sampled(NamedTuple):
+    """The token chosen for a sequence.
+
+    `logprob` and `top` are of the raw distribution, before penalties and temperature, and are
+    given when the sequence's sampling asks for logprobs. `is_end` when the token ends generation:
+    an end-of-generation token, or a constraint that is complete; such a token carries no text.
+    """
+
+    sequence: SequenceId
+    token: int
+    is_end: bool
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LanguageModel(Protocol):
+    """An open language model. Sampling and constraint state belong to the sequence."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    # --- any thread ---
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text, no BOS added; `special` reads markup such as <|im_end|> as one token."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of the tokens; special tokens render as nothing."""
+        ...
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), prefix: str = ""
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template, ready for the assistant's answer.
+
+        Appending messages appends tokens: the ids of a shorter conversation, up to its last
+        message's end, begin those of a longer one (chat templates that keep this allow KV reuse).
+        """
+        ...
+
+    # --- engine thread ---
+
+    def add(
+        self,
+        sequence: SequenceId,
+        *,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        prompt: Sequence[int] = (),
+        adapter: str | None = None,
+    ) -> None:
+        """Give a sequence (new, or one that holds KV from `fork` or earlier use) its sampling state.
+
+        Ids are 0 <= sequence < info.sequences. `prompt` seeds the penalty window. Raises:
+        DeviceError for a constraint that does not compile or an adapter not attached.
+        """
+        ...
+
+    def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
+        """Run one iteration: append each feed's tokens to its KV and sample where asked.
+
+        At most one feed a sequence, at most `info.batch_tokens` tokens in all, all sequences on one
+        adapter unless `can_mix_adapters`. A sampled token is not in KV until it is fed.
+        Raises: DeviceError; unless it is fatal, no sequence's KV has changed.
+        """
+        ...
+
+    def length(self, sequence: SequenceId) -> int:
+        """Tokens that the sequence holds in KV."""
+        ...
+
+    def fork(self, source: SequenceId, target: SequenceId, tokens: int) -> None:
+        """Make `target` (empty) hold the first `tokens` of `source`'s KV, sharing where possible."""
+        ...
+
+    def trim(self, sequence: SequenceId, tokens: int) -> None:
+        """Keep only the first `tokens` of a sequence's KV; 0 frees it."""
+        ...
+
+    def save(self, sequence: SequenceId) -> bytes:
+        """A sequence's KV as bytes that `restore` of the same driver and model reads."""
+        ...
+
+    def restore(self, blob: bytes, sequence: SequenceId) -> None:
+        """Fill an empty sequence from saved bytes. Raises: DeviceError for a foreign blob."""
+        ...
+
+    def attach(self, name: str, path: Path) -> None:
+        """Load an adapter so that sequences can name it; sequences that run are not disturbed."""
+        ...
+
+    def detach(self, name: str) -> None: ...
+
+    def allocations(self) -> list[Allocation]: ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddingModel(Protocol):
+    """An open embedding model."""
+
+    @property
+    def info(self) -> EmbeddingInfo: ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a text; any thread."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit-length vector a text. Texts over the window are cut to it. Raises: DeviceError."""
+        ...
+
+    def allocations(self) -> list[Allocation]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInfo:
+    name: str
+    device: str
+    dimensions: int
+    max_tokens: int
+    parameters: int

@@ -1,0 +1,1 @@
+"""The ABI: pure values and errors. No I/O, no torch, no kernel."""

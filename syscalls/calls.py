@@ -1,0 +1,477 @@
+"""The ABI: every syscall is one frozen value with one result type.
+
+A call never carries its caller's pid: the kernel binds the handle that it hands out. The union is
+closed: `kernel/dispatch.py` ends in `assert_never`. Adding a call means adding it here, there, in
+the SDK handle and in docs/abi.md; tests say which one is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from llmos.syscalls import results as r
+from llmos.syscalls.content import Message
+from llmos.syscalls.options import GREEDY, Constraint, Sampling
+from llmos.syscalls.rights import Capabilities, Quota
+from llmos.syscalls.values import JsonObject, JsonValue, Value
+
+R = TypeVar("R")
+
+
+class Call(Value, Generic[R]):
+    """The base of all calls; `R` is the type of the result."""
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+class Generate(Call[r.Generated]):
+    """Continue a conversation.
+
+    With `context`, the messages are appended to that context first and the answer after them (both
+    are kept in it); without, the messages are the whole prompt. `model` None is the configured
+    default. `tools` names tools offered to the model; requests come back in the message, the
+    caller runs them by `ToolCall`. `prefix` starts the assistant's answer.
+    """
+
+    op: Literal["generate"] = "generate"
+    messages: tuple[Message, ...] = ()
+    context: int | None = None
+    model: str | None = None
+    adapter: str | None = None
+    sampling: Sampling = GREEDY
+    max_tokens: int = Field(256, ge=1)
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    tools: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+class Embed(Call[r.Embedded]):
+    """Embed texts; an empty text is refused."""
+
+    op: Literal["embed"] = "embed"
+    texts: tuple[str, ...] = Field(min_length=1)
+    model: str | None = None
+
+
+class Tokenize(Call[r.Tokens]):
+    """Count a text's tokens, exactly for a local model and by tiktoken for a remote one."""
+
+    op: Literal["tokenize"] = "tokenize"
+    text: str
+    model: str | None = None
+
+
+# --- context --------------------------------------------------------------------------------------
+
+
+class ContextOpen(Call[r.ContextRef]):
+    """Open a context owned by the caller. `budget_tokens` None is the model's window."""
+
+    op: Literal["context_open"] = "context_open"
+    messages: tuple[Message, ...] = ()
+    model: str | None = None
+    budget_tokens: int | None = Field(None, ge=16)
+
+
+class ContextAppend(Call[r.ContextInfo]):
+    """Append messages; over budget the policy acts and `ContextStat` tells what it did."""
+
+    op: Literal["context_append"] = "context_append"
+    context: int
+    messages: tuple[Message, ...] = Field(min_length=1)
+    kind: r.SegmentKind | None = None
+
+
+class ContextFork(Call[r.ContextRef]):
+    """Copy a context; computed KV state is shared until one side changes."""
+
+    op: Literal["context_fork"] = "context_fork"
+    context: int
+
+
+class ContextPin(Call[r.ContextInfo]):
+    """Keep a segment in the window whatever the policy does, or release it."""
+
+    op: Literal["context_pin"] = "context_pin"
+    context: int
+    segment: int
+    is_pinned: bool = True
+
+
+class ContextStat(Call[r.ContextInfo]):
+    op: Literal["context_stat"] = "context_stat"
+    context: int
+
+
+class ContextClose(Call[r.Done]):
+    op: Literal["context_close"] = "context_close"
+    context: int
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class Note(Value):
+    """An item to remember. `expires_at` is seconds since the epoch."""
+
+    text: str = Field(min_length=1)
+    metadata: JsonObject = {}
+    source: str | None = None
+    position: int | None = None
+    expires_at: float | None = None
+
+
+class Remember(Call[r.Remembered]):
+    """Store items; all or none. `namespace` None is the process's own."""
+
+    op: Literal["remember"] = "remember"
+    notes: tuple[Note, ...] = Field(min_length=1)
+    namespace: str | None = None
+
+
+class Retrieve(Call[r.Hits]):
+    """The k best items. `where` are metadata equalities, applied before the k are chosen."""
+
+    op: Literal["retrieve"] = "retrieve"
+    query: str = Field(min_length=1)
+    k: int = Field(5, ge=1, le=1000)
+    mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
+    namespaces: tuple[str, ...] | None = None
+    where: JsonObject = {}
+
+
+class Forget(Call[r.Forgotten]):
+    """Delete items by id, by source or by metadata; no selector at all is refused."""
+
+    op: Literal["forget"] = "forget"
+    ids: tuple[int, ...] = ()
+    source: str | None = None
+    where: JsonObject = {}
+    namespace: str | None = None
+
+
+class MemoryStat(Call[r.MemoryInfo]):
+    op: Literal["memory_stat"] = "memory_stat"
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+class ToolCall(Call[r.ToolOutput]):
+    """Run a tool with validated arguments, within its time and output limits."""
+
+    op: Literal["tool_call"] = "tool_call"
+    name: str
+    arguments: JsonObject = {}
+    timeout_s: float | None = Field(None, gt=0)
+
+
+class ToolList(Call[r.ToolSpecs]):
+    """The tools that the caller may use."""
+
+    op: Literal["tool_list"] = "tool_list"
+
+
+# --- learn ----------------------------------------------------------------------------------------
+
+
+class Example(Value):
+    """One instruction example: the loss is on the last message, which the assistant says."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+
+
+class Finetune(Call[r.Spawned]):
+    """Train an adapter in a background process; `Wait` on the pid gives a `Trained` as value.
+
+    `data` is a list of examples or the path of a JSONL file of them. `eval_share` of the rows are
+    held out.
+    """
+
+    op: Literal["finetune"] = "finetune"
+    data: tuple[Example, ...] | str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    base: str | None = None
+    objective: Literal["instruct", "pretrain", "classify", "tag", "prefer", "embed"] = "instruct"
+    method: Literal["lora", "full", "qlora"] = "lora"
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    rank: int = Field(8, ge=1, le=256)
+    batch_size: int = Field(4, ge=1)
+    max_length_tokens: int = Field(512, ge=16)
+    eval_share: float = Field(0.1, ge=0.0, lt=1.0)
+    seed: int = 0
+
+
+class Evaluate(Call[r.Evaluated]):
+    """Held-out loss of a model or adapter on examples."""
+
+    op: Literal["evaluate"] = "evaluate"
+    data: tuple[Example, ...] | str
+    model: str | None = None
+    adapter: str | None = None
+    max_length_tokens: int = Field(512, ge=16)
+
+
+class ModelList(Call[r.ModelVersions]):
+    op: Literal["model_list"] = "model_list"
+
+
+class ModelPromote(Call[r.ModelVersion]):
+    """Make an adapter the default for its base: calls that name no adapter then use it."""
+
+    op: Literal["model_promote"] = "model_promote"
+    name: str
+
+
+class ModelRollback(Call[r.ModelVersions]):
+    """Undo the last promotion of a base model."""
+
+    op: Literal["model_rollback"] = "model_rollback"
+    base: str | None = None
+
+
+# --- process --------------------------------------------------------------------------------------
+
+SignalName = Literal["STOP", "CONT", "TERM", "KILL"]
+
+
+class Spawn(Call[r.Spawned]):
+    """Start a child. `program` is a registered name or `module:function`.
+
+    `capabilities` None is a copy of the caller's; a grant that the caller lacks is refused.
+    `stdin_from` is a process whose standard output feeds the child's standard input.
+    """
+
+    op: Literal["spawn"] = "spawn"
+    program: str
+    args: tuple[JsonValue, ...] = ()
+    kwargs: JsonObject = {}
+    capabilities: Capabilities | None = None
+    quota: Quota = Quota()
+    nice: int | None = Field(None, ge=-20, le=19)
+    stdin_from: int | None = None
+    isolation: Literal["task", "process"] = "task"
+
+
+class Fork(Call[r.Spawned]):
+    """Start a child that holds copy-on-write forks of the caller's contexts.
+
+    The child's program is called with the keyword `contexts`: the ids of its copies, in the order
+    of `contexts` here.
+    """
+
+    op: Literal["fork"] = "fork"
+    program: str
+    contexts: tuple[int, ...] = Field(min_length=1)
+    args: tuple[JsonValue, ...] = ()
+    kwargs: JsonObject = {}
+    capabilities: Capabilities | None = None
+    quota: Quota = Quota()
+    nice: int | None = Field(None, ge=-20, le=19)
+
+
+class GraphNode(Value):
+    """A node of a task graph. The values of `after` reach the program as keyword `inputs`."""
+
+    name: str = Field(min_length=1)
+    program: str
+    args: tuple[JsonValue, ...] = ()
+    kwargs: JsonObject = {}
+    after: tuple[str, ...] = ()
+    retries: int = Field(0, ge=0, le=100)
+    timeout_s: float | None = Field(None, gt=0)
+    on_failure: Literal["propagate", "tolerate"] = "propagate"
+
+
+class SpawnGraph(Call[r.Spawned]):
+    """Run a DAG of programs as a job; `Wait` on the pid gives a `GraphOutcome` as value."""
+
+    op: Literal["spawn_graph"] = "spawn_graph"
+    nodes: tuple[GraphNode, ...] = Field(min_length=1)
+    max_parallel: int | None = Field(None, ge=1)
+
+
+class Wait(Call[r.Exited]):
+    """Wait for a child to end and reap it; `pid` None is whichever child ends first."""
+
+    op: Literal["wait"] = "wait"
+    pid: int | None = None
+    timeout_s: float | None = Field(None, ge=0)
+
+
+class Signal(Call[r.Done]):
+    """Signal a child (or any process, with the capability). TERM's `deadline_s` then kills."""
+
+    op: Literal["signal"] = "signal"
+    pid: int
+    signal: SignalName
+    deadline_s: float = Field(5.0, ge=0)
+
+
+class Nice(Call[r.Done]):
+    """Set a priority, -20 (first) to 19 (last); `pid` None is the caller."""
+
+    op: Literal["nice"] = "nice"
+    nice: int = Field(ge=-20, le=19)
+    pid: int | None = None
+
+
+class Sleep(Call[r.Done]):
+    op: Literal["sleep"] = "sleep"
+    seconds: float = Field(ge=0)
+
+
+class Exit(Call[r.Done]):
+    """End the caller with a value; does not return."""
+
+    op: Literal["exit"] = "exit"
+    value: JsonValue = None
+
+
+class Ps(Call[r.Processes]):
+    """Processes that the caller may see: itself and its descendants, or all with the capability."""
+
+    op: Literal["ps"] = "ps"
+
+
+# --- ipc ------------------------------------------------------------------------------------------
+
+
+class Send(Call[r.Sent]):
+    """Put a message into a mailbox; a full one makes the sender wait, or is refused."""
+
+    op: Literal["send"] = "send"
+    to: int
+    body: JsonValue
+    on_full: Literal["wait", "refuse"] = "wait"
+
+
+class Receive(Call[r.Mail]):
+    """Take the oldest message, from one sender or topic where given."""
+
+    op: Literal["receive"] = "receive"
+    sender: int | None = None
+    topic: str | None = None
+    timeout_s: float | None = Field(None, ge=0)
+
+
+class Publish(Call[r.Sent]):
+    """Send to all subscribers of a topic; full mailboxes lose it, and the count is returned."""
+
+    op: Literal["publish"] = "publish"
+    topic: str = Field(min_length=1)
+    body: JsonValue
+
+
+class Subscribe(Call[r.Done]):
+    op: Literal["subscribe"] = "subscribe"
+    topic: str = Field(min_length=1)
+    is_on: bool = True
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+class Open(Call[r.Opened]):
+    """Open a file: relative to the process's home, or absolute in a shared folder."""
+
+    op: Literal["open"] = "open"
+    path: str = Field(min_length=1)
+    mode: Literal["r", "w", "a"] = "r"
+
+
+class Read(Call[r.Data]):
+    """Read from a descriptor; 0 is standard input. Waits until there is something."""
+
+    op: Literal["read"] = "read"
+    fd: int = 0
+    max_bytes: int = Field(65536, ge=1, le=16 * 1024 * 1024)
+
+
+class Write(Call[r.Written]):
+    """Write to a descriptor; 1 is standard output. Waits while a connected pipe is full."""
+
+    op: Literal["write"] = "write"
+    fd: int = 1
+    data: bytes
+
+
+class Close(Call[r.Done]):
+    op: Literal["close"] = "close"
+    fd: int
+
+
+class List(Call[r.Files]):
+    """The entries of a folder, one level deep, or all files below it."""
+
+    op: Literal["list"] = "list"
+    path: str = "."
+    is_recursive: bool = False
+
+
+# --- observe --------------------------------------------------------------------------------------
+
+
+class Trace(Call[r.TraceEvents]):
+    """The newest trace events of a process, or of all that the caller may see."""
+
+    op: Literal["trace"] = "trace"
+    pid: int | None = None
+    limit: int = Field(1000, ge=1, le=1_000_000)
+
+
+class Stat(Call[r.KernelInfo]):
+    op: Literal["stat"] = "stat"
+
+
+Syscall = (
+    Generate
+    | Embed
+    | Tokenize
+    | ContextOpen
+    | ContextAppend
+    | ContextFork
+    | ContextPin
+    | ContextStat
+    | ContextClose
+    | Remember
+    | Retrieve
+    | Forget
+    | MemoryStat
+    | ToolCall
+    | ToolList
+    | Finetune
+    | Evaluate
+    | ModelList
+    | ModelPromote
+    | ModelRollback
+    | Spawn
+    | Fork
+    | SpawnGraph
+    | Wait
+    | Signal
+    | Nice
+    | Sleep
+    | Exit
+    | Ps
+    | Send
+    | Receive
+    | Publish
+    | Subscribe
+    | Open
+    | Read
+    | Write
+    | Close
+    | List
+    | Trace
+    | Stat
+)
+
+AnySyscall = Annotated[Syscall, Field(discriminator="op")]

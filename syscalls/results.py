@@ -1,0 +1,431 @@
+"""What syscalls return. One result type per call; `calls.py` says which.
+
+Times are seconds, sizes are bytes, token counts are by the model's own tokenizer.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmos.syscalls.content import Message
+from llmos.syscalls.errors import ErrorValue
+from llmos.syscalls.rights import Capabilities, Quota
+from llmos.syscalls.values import JsonObject, JsonValue, Value
+
+# --- generate -------------------------------------------------------------------------------------
+
+FinishReason = Literal["stop", "length", "tool_requests", "context_full", "quota"]
+
+
+class Usage(Value):
+    """Where tokens and time of one generation went. `cached_tokens` were not prefilled again."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class TokenLogprob(Value):
+    """A token with its natural-log probability before temperature and penalties."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Generated(Value):
+    """A finished generation. `message` holds text and tool requests as the model wrote them."""
+
+    message: Message
+    finish: FinishReason
+    usage: Usage
+    model: str
+    device: str
+    adapter: str | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the message."""
+        return self.message.text
+
+
+class Delta(Value):
+    """A piece of a streamed generation; whole UTF-8 characters only."""
+
+    text: str
+
+
+class Embedded(Value):
+    """One unit-length vector per text, in order; `dimensions` floats each."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    dimensions: int
+    tokens: int
+
+
+class Tokens(Value):
+    """Token ids of a text, and whether the count is exact for the model that was named."""
+
+    ids: tuple[int, ...]
+    count: int
+    is_exact: bool
+    tokenizer: str
+
+
+# --- context --------------------------------------------------------------------------------------
+
+SegmentKind = Literal["system", "pinned", "dialogue", "tool_result", "recalled", "summary"]
+
+
+class ContextRef(Value):
+    context: int
+
+
+class SegmentInfo(Value):
+    """One segment of a context; `state` tells whether the model still sees it, and if not why."""
+
+    index: int
+    kind: SegmentKind
+    tokens: int
+    state: Literal["in_window", "dropped", "paged_out", "summarised"]
+    preview: str
+
+
+class ContextInfo(Value):
+    """What the model sees of a context, and what was done to keep it within budget."""
+
+    context: int
+    model: str
+    budget_tokens: int
+    used_tokens: int
+    segments: tuple[SegmentInfo, ...]
+    actions: tuple[str, ...]
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class Remembered(Value):
+    ids: tuple[int, ...]
+    duplicates: int = 0
+
+
+class Hit(Value):
+    """One retrieved item. `score` orders the hits; `parts` says what it is made of."""
+
+    id: int
+    text: str
+    namespace: str
+    score: float
+    parts: dict[str, float]
+    metadata: JsonObject
+    source: str | None = None
+    position: int | None = None
+    created_at: float
+
+
+class Hits(Value):
+    hits: tuple[Hit, ...]
+
+
+class Forgotten(Value):
+    count: int
+
+
+class NamespaceStat(Value):
+    namespace: str
+    items: int
+
+
+class MemoryInfo(Value):
+    items: int
+    dimensions: int
+    index: str
+    index_bytes: int
+    database_bytes: int
+    namespaces: tuple[NamespaceStat, ...]
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+class ToolSpec(Value):
+    """A tool as a model sees it: name, one-line purpose, JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+
+
+class ToolOutput(Value):
+    """What a tool returned, as text for a model and as a value; `is_truncated` when it was cut."""
+
+    text: str
+    value: JsonValue = None
+    is_truncated: bool = False
+    seconds: float = 0.0
+
+
+class ToolSpecs(Value):
+    tools: tuple[ToolSpec, ...]
+
+
+# --- learn ----------------------------------------------------------------------------------------
+
+
+class ModelVersion(Value):
+    """An entry of the model registry: a base model or an adapter trained on one."""
+
+    name: str
+    kind: Literal["model", "embedding", "adapter"]
+    base: str | None = None
+    path: str | None = None
+    parent: str | None = None
+    is_promoted: bool = False
+    metrics: dict[str, float] = {}
+    card: JsonObject = {}
+    created_at: float = 0.0
+
+
+class Trained(Value):
+    """A finished finetune. `losses` are (step, training loss) pairs in order."""
+
+    version: ModelVersion
+    losses: tuple[tuple[int, float], ...]
+    eval_loss_before: float | None = None
+    eval_loss_after: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+class Evaluated(Value):
+    """Mean negative log-likelihood per target token on held-out rows, and its exponential."""
+
+    loss: float
+    perplexity: float
+    rows: int
+    tokens: int
+
+
+class ModelVersions(Value):
+    models: tuple[ModelVersion, ...]
+
+
+# --- process --------------------------------------------------------------------------------------
+
+ProcessState = Literal[
+    "new",
+    "ready",
+    "running",
+    "waiting_device",
+    "waiting_tool",
+    "waiting_ipc",
+    "waiting_child",
+    "sleeping",
+    "stopped",
+    "zombie",
+    "dead",
+]
+
+
+class Spawned(Value):
+    pid: int
+
+
+class Exited(Value):
+    """How a process ended: its return value, or the error or signal that ended it."""
+
+    pid: int
+    program: str
+    status: Literal["ok", "error", "killed"]
+    value: JsonValue = None
+    error: ErrorValue | None = None
+    signal: str | None = None
+
+    def unwrap(self) -> JsonValue:
+        """The value; raises `SyscallError` when the process did not end well."""
+        from llmos.syscalls.errors import SyscallError
+
+        if self.status == "ok":
+            return self.value
+        if self.error is not None:
+            raise SyscallError.from_value(self.error)
+        raise SyscallError(
+            "failed", f"process {self.pid} ({self.program}) was killed by {self.signal}", pid=self.pid
+        )
+
+
+class Accounting(Value):
+    """What a process has used so far, its ended children not included."""
+
+    syscalls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    tool_s: float = 0.0
+    kv_byte_s: float = 0.0
+    kv_bytes: int = 0
+    children: int = 0
+
+
+class ProcessInfo(Value):
+    """A row of `ps`."""
+
+    pid: int
+    parent: int
+    program: str
+    args: str
+    state: ProcessState
+    waiting_on: str | None
+    nice: int
+    age_s: float
+    contexts: tuple[int, ...]
+    accounting: Accounting
+    capabilities: Capabilities
+    quota: Quota
+
+
+class Processes(Value):
+    processes: tuple[ProcessInfo, ...]
+
+
+class NodeOutcome(Value):
+    """How one node of a task graph ended."""
+
+    node: str
+    status: Literal["ok", "error", "skipped", "timeout"]
+    value: JsonValue = None
+    error: ErrorValue | None = None
+    attempts: int = 0
+    started_s: float | None = None
+    ended_s: float | None = None
+
+
+class GraphOutcome(Value):
+    """How a task graph ended; times are seconds since its start."""
+
+    status: Literal["ok", "failed"]
+    nodes: dict[str, NodeOutcome]
+    critical_path: tuple[str, ...]
+    seconds: float
+
+
+# --- ipc and files --------------------------------------------------------------------------------
+
+
+class Sent(Value):
+    """`receivers` is how many mailboxes took the message; `dropped` how many were full."""
+
+    receivers: int
+    dropped: int = 0
+
+
+class Mail(Value):
+    """A message from another process."""
+
+    sender: int
+    body: JsonValue
+    topic: str | None = None
+
+
+class Opened(Value):
+    fd: int
+
+
+class Data(Value):
+    """Bytes read; `is_eof` when no more will come."""
+
+    data: bytes
+    is_eof: bool
+
+    @property
+    def text(self) -> str:
+        """The bytes as UTF-8, each undecodable one shown as U+FFFD."""
+        return self.data.decode("utf-8", errors="replace")
+
+
+class Written(Value):
+    bytes: int
+
+
+class FileInfo(Value):
+    path: str
+    is_folder: bool
+    bytes: int
+
+
+class Files(Value):
+    files: tuple[FileInfo, ...]
+
+
+# --- observe --------------------------------------------------------------------------------------
+
+
+class TraceEvent(Value):
+    """One event; `ts_us` is microseconds since boot, `phase` as in the Chrome trace format."""
+
+    name: str
+    category: str
+    phase: Literal["X", "i", "C"]
+    ts_us: float
+    dur_us: float = 0.0
+    pid: int
+    track: str = ""
+    args: JsonObject = {}
+
+
+class TraceEvents(Value):
+    events: tuple[TraceEvent, ...]
+    dropped: int = 0
+
+
+class LedgerEntry(Value):
+    """One large allocation and its owner."""
+
+    owner: str
+    what: str
+    bytes: int
+
+
+class DeviceInfo(Value):
+    """A device as the kernel sees it. Rates are None until measured."""
+
+    name: str
+    driver: str
+    model: str
+    state: Literal["closed", "opening", "ready", "down"]
+    reason: str | None = None
+    sequences: int = 0
+    running: int = 0
+    waiting: int = 0
+    cached_sequences: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    steps: int = 0
+    shared_tokens: int = 0
+
+
+class KernelInfo(Value):
+    uptime_s: float
+    processes: dict[str, int]
+    policy: str
+    devices: tuple[DeviceInfo, ...]
+    ledger: tuple[LedgerEntry, ...]
+    resident_bytes: int
+    programs: dict[str, Accounting]
+
+
+class Done(Value):
+    """The call took effect and has nothing else to say."""
