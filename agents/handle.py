@@ -306,6 +306,7 @@ class OS:
         quota: Quota | None = None,
         nice: int | None = None,
         stdin_from: int | None = None,
+        is_interactive: bool = False,
         **kwargs: JsonValue,
     ) -> int:
         """Start a child program and return its pid."""
@@ -318,6 +319,7 @@ class OS:
                 quota=quota or Quota(),
                 nice=nice,
                 stdin_from=stdin_from,
+                is_interactive=is_interactive,
             )
         )
         return spawned.pid

@@ -165,12 +165,16 @@ class LanguageModel(Protocol):
         sampling: Sampling,
         constraint: Constraint | None = None,
         prompt: Sequence[int] = (),
+        generated: Sequence[int] = (),
         adapter: str | None = None,
     ) -> None:
         """Give a sequence (new, or one that holds KV from `fork` or earlier use) its sampling state.
 
-        Ids are 0 <= sequence < info.sequences. `prompt` seeds the penalty window. Raises:
-        DeviceError for a constraint that does not compile or an adapter not attached.
+        Ids are 0 <= sequence < info.sequences. `prompt` seeds the penalty window. `generated` are
+        tokens sampled before a preemption: the random stream, the penalties and the constraint
+        continue after them as if nothing had happened (so a random draw is a function of the seed
+        and the number of tokens generated). Raises: DeviceError for a constraint that does not
+        compile or an adapter not attached.
         """
         ...
 

@@ -32,8 +32,9 @@ class Generate(Call[r.Generated]):
 
     With `context`, the messages are appended to that context first and the answer after them (both
     are kept in it); without, the messages are the whole prompt. `model` None is the configured
-    default. `tools` names tools offered to the model; requests come back in the message, the
-    caller runs them by `ToolCall`. `prefix` starts the assistant's answer.
+    default. `tools` names kernel tools offered to the model, `tool_specs` describes tools of the
+    caller's own; requests come back in the message, and kernel tools run by `ToolCall`. `prefix`
+    starts the assistant's answer.
     """
 
     op: Literal["generate"] = "generate"
@@ -47,6 +48,7 @@ class Generate(Call[r.Generated]):
     stop_tokens: tuple[int, ...] = ()
     constraint: Constraint | None = None
     tools: tuple[str, ...] = ()
+    tool_specs: tuple[r.ToolSpec, ...] = ()
     prefix: str = ""
 
 
@@ -246,7 +248,9 @@ class Spawn(Call[r.Spawned]):
     """Start a child. `program` is a registered name or `module:function`.
 
     `capabilities` None is a copy of the caller's; a grant that the caller lacks is refused.
-    `stdin_from` is a process whose standard output feeds the child's standard input.
+    `stdin_from` is a process whose standard output feeds the child's standard input;
+    `is_interactive` leaves standard input open for whoever embeds the kernel. With neither, it is
+    at its end from the start.
     """
 
     op: Literal["spawn"] = "spawn"
@@ -257,6 +261,7 @@ class Spawn(Call[r.Spawned]):
     quota: Quota = Quota()
     nice: int | None = Field(None, ge=-20, le=19)
     stdin_from: int | None = None
+    is_interactive: bool = False
     isolation: Literal["task", "process"] = "task"
 
 
