@@ -1,0 +1,341 @@
+"""Which tokens live in which driver sequence, and which sequence to give up when all are taken.
+
+Pure bookkeeping: no driver calls. The caller makes the moves that a `Grant` describes. Used on the
+device's engine thread only; nothing here is locked.
+
+A sequence is *free* (holds nothing), *active* (owned by a running generation) or *idle* (a finished
+generation's tokens, kept as a cached prefix). A prompt takes over an idle sequence when that loses
+nothing that is not held elsewhere; else the prefix is forked, so that both go on.
+
+Eviction is GreedyDual: an idle sequence is worth the tokens that would have to be computed again if
+it went; it starts with the value of the last one evicted, so that what stays unused sinks, however
+large. For equal costs this is LRU. Source: N. Young, "The k-server dual and loose competitiveness
+for paging", Algorithmica 11 (1994).
+
+Not protected: in one `domain`, the time that a prompt takes tells whether its prefix was cached.
+Callers that must not learn this of each other get different domains.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmos.drivers.contract import SequenceId
+from llmos.memory.radix import Match, RadixTree
+from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
+
+
+class Grant(NamedTuple):
+    """A sequence for a prompt, and the moves that make its KV agree with the bookkeeping.
+
+    The caller trims each of `freed` to 0, then either forks `reused_tokens` from `source` into
+    `sequence`, or (source None) trims `sequence` to `reused_tokens`; then it feeds the rest.
+    """
+
+    sequence: SequenceId  # owned by the caller until `release`
+    reused_tokens: int  # tokens of the prompt that need no prefill
+    source: SequenceId | None  # fork from this one; None: they are in `sequence` itself
+    freed: tuple[SequenceId, ...]  # evicted cached sequences; may include `sequence`
+
+
+class _Key(NamedTuple):
+    """KV computed under different adapters differs; domains do not share by wish."""
+
+    domain: str
+    adapter: str | None
+
+
+@dataclass(slots=True)
+class _Held:
+    """A sequence that is active or idle."""
+
+    key: _Key
+    is_active: bool
+    limit_tokens: int  # what it may grow to while active
+    floor: float  # the eviction clock at its last use
+    last_used: int
+
+
+class KVSpace:
+    """The bookkeeping of one device's KV cache.
+
+    `shared_cells` is the size in tokens of one buffer that all sequences draw from and in which
+    forks share (llama.cpp's unified KV); None: each sequence has `context_tokens` of its own and a
+    fork copies. A prefix shorter than `fork_min_tokens` is computed rather than forked.
+    Raises: ConfigError when one full sequence does not fit into the shared buffer.
+    """
+
+    def __init__(
+        self,
+        *,
+        sequences: int,
+        context_tokens: int,
+        shared_cells: int | None = None,
+        fork_min_tokens: int = 16,
+    ) -> None:
+        if shared_cells is not None and shared_cells < context_tokens:
+            raise ConfigError(
+                "shared_cells", f"{shared_cells} cells cannot hold one sequence of {context_tokens}"
+            )
+        self.sequences = sequences
+        self.context_tokens = context_tokens
+        self._shared_cells = shared_cells
+        self._fork_min_tokens = fork_min_tokens
+        self._shared_tokens = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every sequence: the device was reopened. Grants given before are void."""
+        self._free = list(range(self.sequences))
+        self._held: dict[SequenceId, _Held] = {}
+        self._trees: dict[_Key, RadixTree] = {}
+        self._clock = 0.0
+        self._uses = 0
+
+    # --- the life of a sequence ---
+
+    def acquire(
+        self,
+        tokens: Sequence[int],
+        *,
+        adapter: str | None = None,
+        domain: str = "",
+        reserve: int = 0,
+    ) -> Grant | None:
+        """A sequence for a prompt, with the longest prefix that any sequence holds.
+
+        At least the last token is left to be fed, because its logits are needed. `reserve` is how
+        many tokens will follow the prompt; it sets room aside only under `shared_cells`, where the
+        caller must not append beyond it. None: no sequence, or no room, until an active one is
+        released. Raises: SyscallError("context_overflow") for a prompt that can never fit.
+        """
+        prompt = list(tokens)
+        if not prompt:
+            raise KernelPanic("an empty prompt has no token to feed")
+        if len(prompt) > self.context_tokens:
+            raise SyscallError(
+                "context_overflow",
+                f"a prompt of {len(prompt)} tokens is longer than a sequence's "
+                f"{self.context_tokens}; shorten it",
+                prompt_tokens=len(prompt),
+                limit_tokens=self.context_tokens,
+            )
+        key = _Key(domain, adapter)
+        limit = min(len(prompt) + reserve, self.context_tokens)
+        tree = self._trees.get(key)
+        match = tree.match(prompt, len(prompt) - 1) if tree else Match(0, frozenset())
+        choice = self._choose(match)
+        if choice is None:
+            return None
+        grant = self._with_room(choice, match, limit)
+        if grant is None:
+            return None
+        self._commit(grant, key, prompt, limit)
+        return grant
+
+    def append(self, sequence: SequenceId, tokens: Sequence[int]) -> None:
+        """Record tokens that a step has fed to an active sequence."""
+        held = self._active(sequence)
+        if self.length(sequence) + len(tokens) > self.context_tokens:
+            raise KernelPanic(f"sequence {sequence} grew over its {self.context_tokens} tokens")
+        self._trees[held.key].extend(sequence, tokens)
+        if self.used_tokens > self.total_tokens:
+            raise KernelPanic(f"the shared KV buffer of {self.total_tokens} tokens overflowed")
+
+    def truncate(self, sequence: SequenceId, tokens: int) -> None:
+        """Record that the driver trimmed an active sequence to its first `tokens`."""
+        held = self._active(sequence)
+        if not 0 <= tokens <= self.length(sequence):
+            raise KernelPanic(f"sequence {sequence} does not hold {tokens} tokens")
+        self._trees[held.key].cut(sequence, tokens)
+
+    def release(self, sequence: SequenceId, *, keep: bool) -> bool:
+        """End the caller's ownership; True when the tokens stay as a cached prefix.
+
+        False: the driver must trim the sequence to 0. What an idle sequence holds already is not
+        kept twice.
+        """
+        held = self._active(sequence)
+        is_cached = any(
+            not self._held[other].is_active for other in self._trees[held.key].holders(sequence)
+        )
+        if not keep or is_cached or self.length(sequence) == 0:
+            self._forget(sequence)
+            return False
+        held.is_active = False
+        self._touch(held)
+        return True
+
+    def evict_domain(self, domain: str) -> tuple[SequenceId, ...]:
+        """Forget the idle sequences of a domain; the driver must trim them to 0."""
+        evicted = tuple(
+            sequence
+            for sequence, held in sorted(self._held.items())
+            if not held.is_active and held.key.domain == domain
+        )
+        for sequence in evicted:
+            self._forget(sequence)
+        return evicted
+
+    # --- figures ---
+
+    def length(self, sequence: SequenceId) -> int:
+        """Tokens that a sequence holds; 0 for a free one."""
+        held = self._held.get(sequence)
+        return self._trees[held.key].length(sequence) if held else 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Capacity in tokens."""
+        if self._shared_cells is not None:
+            return self._shared_cells
+        return self.sequences * self.context_tokens
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of `total_tokens` taken: a shared one counts once only where forks share cells."""
+        if self._shared_cells is not None:
+            return sum(tree.unique_tokens for tree in self._trees.values())
+        return sum(self.length(sequence) for sequence in self._held)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Prompt tokens that needed no prefill since the start."""
+        return self._shared_tokens
+
+    @property
+    def active_sequences(self) -> int:
+        return sum(held.is_active for held in self._held.values())
+
+    @property
+    def cached_sequences(self) -> int:
+        return len(self._held) - self.active_sequences
+
+    @property
+    def free_sequences(self) -> int:
+        return len(self._free)
+
+    def check(self) -> None:
+        """Raises: KernelPanic when the accounting, the trees and the sequences disagree."""
+        known = sorted([*self._free, *self._held])
+        if known != list(range(self.sequences)):
+            raise KernelPanic(f"sequences are lost or in two places: {known}")
+        for key, tree in self._trees.items():
+            tree.check()
+            members = {sequence for sequence, held in self._held.items() if held.key == key}
+            if len(tree) != len(members) or not all(member in tree for member in members):
+                raise KernelPanic(f"the tree of {key} does not hold exactly its sequences")
+            if not members:
+                raise KernelPanic(f"the tree of {key} is empty but kept")
+        for sequence, held in self._held.items():
+            if held.key not in self._trees:
+                raise KernelPanic(f"sequence {sequence} is in no tree")
+            if self.length(sequence) > self.context_tokens:
+                raise KernelPanic(f"sequence {sequence} is over its capacity")
+            if not held.is_active and self.length(sequence) == 0:
+                raise KernelPanic(f"idle sequence {sequence} holds nothing")
+        if self.used_tokens > self.total_tokens:
+            raise KernelPanic("more tokens are used than there are")
+
+    # --- choosing ---
+
+    def _choose(self, match: Match) -> Grant | None:
+        """A lossless takeover, else a free sequence, else the idle one that is worth least."""
+        idle = {
+            s: self._lost(s, match.tokens if s in match.holders else 0)
+            for s, held in self._held.items()
+            if not held.is_active
+        }
+        lossless = [s for s, lost in idle.items() if lost == 0 and s in match.holders]
+        if lossless:
+            return Grant(min(lossless), match.tokens, None, ())
+        if self._free:
+            return self._fork(self._free[0], match, ())
+        if not idle:
+            return None
+        victim = min(idle, key=lambda s: self._eviction_order(s, idle[s]))
+        if victim in match.holders:
+            return Grant(victim, match.tokens, None, ())
+        return self._fork(victim, match, (victim,))
+
+    def _fork(self, target: SequenceId, match: Match, freed: tuple[SequenceId, ...]) -> Grant:
+        if not match.holders or match.tokens < self._fork_min_tokens:
+            return Grant(target, 0, None, freed)
+        return Grant(target, match.tokens, min(match.holders), freed)
+
+    def _with_room(self, grant: Grant, match: Match, limit_tokens: int) -> Grant | None:
+        """The grant with as many further evictions as a shared buffer needs to hold it."""
+        if self._shared_cells is None:
+            return grant
+        kept = set(self._held) - {grant.sequence, *grant.freed}
+        promised = sum(
+            max(0, held.limit_tokens - self.length(sequence))
+            for sequence, held in self._held.items()
+            if held.is_active
+        )
+        while True:
+            shared = 0 if kept.isdisjoint(match.holders) else grant.reused_tokens
+            used = sum(tree.held_by(kept) for tree in self._trees.values())
+            if used + promised + limit_tokens - shared <= self._shared_cells:
+                return grant
+            idle = [s for s in kept if not self._held[s].is_active and s != grant.source]
+            if not idle:
+                return None
+            victim = min(idle, key=lambda s: self._eviction_order(s, self._lost(s)))
+            kept.discard(victim)
+            grant = grant._replace(freed=(*grant.freed, victim))
+
+    def _commit(self, grant: Grant, key: _Key, prompt: list[int], limit_tokens: int) -> None:
+        for victim in grant.freed:
+            self._raise_clock(victim, self._lost(victim))
+            self._forget(victim)
+        if grant.sequence in self._held:
+            taken = self._held[grant.sequence]
+            self._raise_clock(grant.sequence, self._lost(grant.sequence, grant.reused_tokens))
+            self._trees[key].cut(grant.sequence, grant.reused_tokens)
+            taken.is_active, taken.limit_tokens = True, limit_tokens
+        else:
+            self._free.remove(grant.sequence)
+            self._held[grant.sequence] = _Held(key, True, limit_tokens, self._clock, self._uses)
+            tree = self._trees.setdefault(key, RadixTree())
+            tree.add(grant.sequence)
+            tree.extend(grant.sequence, prompt[: grant.reused_tokens])
+        if grant.source is not None:
+            self._touch(self._held[grant.source])
+        self._shared_tokens += grant.reused_tokens
+
+    # --- eviction by cost ---
+
+    def _lost(self, sequence: SequenceId, kept_tokens: int = 0) -> int:
+        """Tokens that no sequence holds any more once this one is cut to `kept_tokens`."""
+        only_here = self._trees[self._held[sequence].key].only_here(sequence)
+        return min(only_here, self.length(sequence) - kept_tokens)
+
+    def _eviction_order(self, sequence: SequenceId, lost_tokens: int) -> tuple[float, int]:
+        held = self._held[sequence]
+        return held.floor + lost_tokens, held.last_used
+
+    def _raise_clock(self, victim: SequenceId, lost_tokens: int) -> None:
+        if lost_tokens:
+            self._clock = max(self._clock, self._held[victim].floor + lost_tokens)
+
+    def _touch(self, held: _Held) -> None:
+        self._uses += 1
+        held.floor, held.last_used = self._clock, self._uses
+
+    def _forget(self, sequence: SequenceId) -> None:
+        key = self._held.pop(sequence).key
+        tree = self._trees[key]
+        tree.remove(sequence)
+        if not len(tree):
+            del self._trees[key]
+        insort(self._free, sequence)
+
+    def _active(self, sequence: SequenceId) -> _Held:
+        held = self._held.get(sequence)
+        if held is None or not held.is_active:
+            raise KernelPanic(f"sequence {sequence} is not in use")
+        return held

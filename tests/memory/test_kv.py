@@ -1,0 +1,315 @@
+"""The KV bookkeeping, against a model that keeps every sequence's tokens in a plain list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from llmos.memory.kv import Grant, KVSpace
+from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
+
+
+def space(sequences: int = 3, **options: int) -> KVSpace:
+    return KVSpace(sequences=sequences, context_tokens=64, fork_min_tokens=2, **options)
+
+
+def run(kv: KVSpace, prompt: Sequence[int], *, keep: bool = True, **options: str) -> Grant:
+    """A whole generation: acquire, feed, release."""
+    grant = begin(kv, prompt, **options)
+    kv.release(grant.sequence, keep=keep)
+    kv.check()
+    return grant
+
+
+def begin(kv: KVSpace, prompt: Sequence[int], **options: str) -> Grant:
+    grant = kv.acquire(prompt, **options)
+    assert grant is not None
+    kv.append(grant.sequence, prompt[grant.reused_tokens :])
+    kv.check()
+    return grant
+
+
+def test_the_next_turn_of_a_conversation_takes_its_cached_sequence_over() -> None:
+    kv = space()
+    first = run(kv, [1, 2, 3, 4])
+    assert kv.acquire([1, 2, 3, 4, 5, 6]) == Grant(first.sequence, 4, None, ())
+    assert kv.shared_tokens == 4
+
+
+def test_the_last_prompt_token_is_always_left_to_feed() -> None:
+    kv = space()
+    first = run(kv, [1, 2, 3, 4])
+    assert kv.acquire([1, 2, 3, 4]) == Grant(1, 3, first.sequence, ())
+
+
+def test_a_branch_forks_so_that_both_conversations_stay() -> None:
+    kv = space()
+    first = run(kv, [1, 2, 3, 4])
+    second = begin(kv, [1, 2, 3, 9])
+    assert second == Grant(1, 3, first.sequence, ())
+    assert kv.acquire([1, 2, 3, 4, 5]) == Grant(first.sequence, 4, None, ())
+
+
+def test_a_running_sequence_lends_its_prefix() -> None:
+    kv = space()
+    running = begin(kv, [1, 2, 3])
+    assert kv.acquire([1, 2, 3, 4]) == Grant(1, 3, running.sequence, ())
+
+
+def test_a_prefix_too_short_to_be_worth_a_fork_is_computed() -> None:
+    kv = KVSpace(sequences=2, context_tokens=64, fork_min_tokens=16)
+    run(kv, [1, 2, 3, 4])
+    assert kv.acquire([1, 2, 9]) == Grant(1, 0, None, ())
+    assert kv.shared_tokens == 0
+
+
+def test_adapters_and_domains_never_share() -> None:
+    kv = space(sequences=3)
+    run(kv, [1, 2, 3])
+    assert run(kv, [1, 2, 3, 4], adapter="legal").reused_tokens == 0
+    assert run(kv, [1, 2, 3, 4], domain="bob").reused_tokens == 0
+
+
+def test_no_sequence_is_given_while_all_are_in_use() -> None:
+    kv = space(sequences=1)
+    grant = begin(kv, [1, 2])
+    assert kv.acquire([5]) is None
+    kv.release(grant.sequence, keep=False)
+    assert kv.acquire([5]) == Grant(0, 0, None, ())
+
+
+def test_the_least_recently_used_of_equals_is_evicted() -> None:
+    kv = space(sequences=2)
+    old, young = run(kv, [1, 1, 1]), run(kv, [2, 2, 2])
+    assert begin(kv, [3, 3, 3]) == Grant(old.sequence, 0, None, (old.sequence,))
+    assert kv.acquire([2, 2, 2, 2]) == Grant(young.sequence, 3, None, ())
+
+
+def test_what_is_dear_to_recompute_outlives_cheaper_and_younger_prefixes() -> None:
+    kv = space(sequences=2)
+    dear = run(kv, [1] * 40)
+    evicted = [run(kv, [token, 0, 0, 0]).freed for token in range(2, 9)]
+    assert all(dear.sequence not in freed for freed in evicted)
+
+
+def test_a_dear_prefix_that_nobody_uses_sinks_at_last() -> None:
+    kv = space(sequences=2)
+    dear = run(kv, [1] * 40)
+    evicted = [run(kv, [token, 0, 0, 0]).freed for token in range(2, 20)]
+    assert (dear.sequence,) in evicted
+
+
+def test_what_is_cached_already_is_not_kept_twice() -> None:
+    kv = space()
+    first, second = begin(kv, [1, 2, 3]), begin(kv, [1, 2, 3])
+    assert kv.release(first.sequence, keep=True)
+    assert not kv.release(second.sequence, keep=True)
+    assert (kv.cached_sequences, kv.free_sequences, kv.used_tokens) == (1, 2, 3)
+
+
+def test_evicting_a_domain_leaves_its_running_sequences_and_other_domains() -> None:
+    kv = space(sequences=3)
+    run(kv, [1, 2], domain="bob")
+    begin(kv, [3, 4], domain="bob")
+    run(kv, [1, 2], domain="eve")
+    assert kv.evict_domain("bob") == (0,)
+    kv.check()
+    assert (kv.active_sequences, kv.cached_sequences, kv.free_sequences) == (1, 1, 1)
+
+
+def test_a_reset_forgets_all_but_the_total_of_reused_tokens() -> None:
+    kv = space()
+    run(kv, [1, 2, 3])
+    begin(kv, [1, 2, 3, 4])
+    kv.reset()
+    kv.check()
+    assert (kv.free_sequences, kv.used_tokens, kv.shared_tokens) == (3, 0, 3)
+
+
+def test_a_prompt_over_the_sequence_capacity_is_refused_with_the_counts() -> None:
+    with pytest.raises(SyscallError) as caught:
+        space().acquire(range(65))
+    assert caught.value.code == "context_overflow"
+    assert caught.value.fields == {"prompt_tokens": 65, "limit_tokens": 64}
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda kv: kv.append(0, [1]),
+        lambda kv: kv.release(0, keep=True),
+        lambda kv: kv.acquire([]),
+        lambda kv: kv.append(begin(kv, [1] * 64).sequence, [1]),
+        lambda kv: kv.truncate(begin(kv, [1]).sequence, 2),
+    ],
+)
+def test_misuse_by_the_kernel_is_a_panic(misuse: object) -> None:
+    with pytest.raises(KernelPanic):
+        misuse(space())  # type: ignore[operator]
+
+
+def test_shared_cells_count_a_forked_prefix_once_and_keep_room_for_answers() -> None:
+    kv = space(sequences=4, shared_cells=64)
+    first = kv.acquire([1] * 20, reserve=20)
+    assert first is not None
+    kv.append(first.sequence, [1] * 20)
+    second = kv.acquire([1] * 20 + [2] * 4, reserve=16)
+    assert second is not None and second.source == first.sequence
+    kv.append(second.sequence, [2] * 4)
+    assert kv.used_tokens == 24
+    assert kv.acquire([3] * 5) is None
+    kv.check()
+
+
+def test_shared_cells_evict_until_the_prompt_fits() -> None:
+    kv = space(sequences=4, shared_cells=64)
+    run(kv, [1] * 30)
+    run(kv, [2] * 30)
+    grant = kv.acquire([3] * 60)
+    assert grant == Grant(2, 0, None, (0, 1))
+    kv.check()
+
+
+def test_a_shared_buffer_smaller_than_one_sequence_is_a_wrong_setting() -> None:
+    with pytest.raises(ConfigError, match="shared_cells"):
+        space(shared_cells=10)
+
+
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+KEYS = st.sampled_from([("", None), ("", "a"), ("d", None)])
+
+
+class KVMachine(RuleBasedStateMachine):
+    """Random generations. `held` mirrors what the driver would hold: (key, tokens, is_active)."""
+
+    shared_cells: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv = KVSpace(
+            sequences=4, context_tokens=16, fork_min_tokens=1, shared_cells=self.shared_cells
+        )
+        self.held: dict[int, tuple[tuple[str, str | None], list[int], bool]] = {}
+        self.limits: dict[int, int] = {}
+        self.shared = 0
+
+    def active(self) -> list[int]:
+        return [sequence for sequence, (_, _, is_active) in self.held.items() if is_active]
+
+    def pick(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.active())))
+
+    @rule(tokens=TOKENS, key=KEYS, reserve=st.integers(0, 4))
+    def acquire(self, tokens: list[int], key: tuple[str, str | None], reserve: int) -> None:
+        grant = self.kv.acquire(tokens, domain=key[0], adapter=key[1], reserve=reserve)
+        if grant is None:
+            assert self.shared_cells or len(self.active()) == 4
+            return
+        best = max(
+            (common(held, tokens[:-1]) for k, held, _ in self.held.values() if k == key), default=0
+        )
+        assert grant.reused_tokens == best
+        for freed in grant.freed:
+            assert not self.held.pop(freed)[2]
+        if grant.source is not None:
+            assert grant.sequence not in self.held
+            source_key, source_tokens, _ = self.held[grant.source]
+            assert source_key == key
+            kept = source_tokens[: grant.reused_tokens]
+        elif grant.sequence in self.held:
+            taken_key, taken_tokens, is_active = self.held[grant.sequence]
+            assert not is_active and taken_key == key
+            kept = taken_tokens[: grant.reused_tokens]
+        else:
+            kept = []
+        assert kept == tokens[: grant.reused_tokens] and len(kept) == grant.reused_tokens
+        self.held[grant.sequence] = (key, kept, True)
+        self.limits[grant.sequence] = min(16, len(tokens) + reserve)
+        self.shared += grant.reused_tokens
+        self.feed(grant.sequence, tokens[grant.reused_tokens :])
+
+    def feed(self, sequence: int, tokens: list[int]) -> None:
+        self.kv.append(sequence, tokens)
+        self.held[sequence][1].extend(tokens)
+
+    @precondition(lambda self: self.active())
+    @rule(data=st.data(), tokens=TOKENS)
+    def append(self, data: st.DataObject, tokens: list[int]) -> None:
+        sequence = self.pick(data)
+        limit = self.limits[sequence] if self.shared_cells else 16
+        self.feed(sequence, tokens[: max(0, limit - len(self.held[sequence][1]))])
+
+    @precondition(lambda self: self.active())
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        tokens = self.held[sequence][1]
+        keep = data.draw(st.integers(0, len(tokens)))
+        self.kv.truncate(sequence, keep)
+        del tokens[keep:]
+
+    @precondition(lambda self: self.active())
+    @rule(data=st.data(), keep=st.booleans())
+    def release(self, data: st.DataObject, keep: bool) -> None:
+        sequence = self.pick(data)
+        key, tokens, _ = self.held.pop(sequence)
+        is_cached = any(
+            k == key and not is_active and other[: len(tokens)] == tokens
+            for k, other, is_active in self.held.values()
+        )
+        kept = self.kv.release(sequence, keep=keep)
+        assert kept == (keep and bool(tokens) and not is_cached)
+        if kept:
+            self.held[sequence] = (key, tokens, False)
+
+    @rule()
+    def evict_domain(self) -> None:
+        for sequence in self.kv.evict_domain("d"):
+            key, _, is_active = self.held.pop(sequence)
+            assert key[0] == "d" and not is_active
+        assert not any(key[0] == "d" and not active for key, _, active in self.held.values())
+
+    @rule()
+    def reset(self) -> None:
+        self.kv.reset()
+        self.held.clear()
+
+    @invariant()
+    def agrees(self) -> None:
+        self.kv.check()
+        lengths = {sequence: len(tokens) for sequence, (_, tokens, _) in self.held.items()}
+        assert {s: self.kv.length(s) for s in range(4)} == {s: lengths.get(s, 0) for s in range(4)}
+        assert self.kv.active_sequences == len(self.active())
+        assert self.kv.cached_sequences == len(self.held) - len(self.active())
+        assert self.kv.free_sequences == 4 - len(self.held)
+        assert self.kv.shared_tokens == self.shared
+        if self.shared_cells is None:
+            assert self.kv.used_tokens == sum(lengths.values())
+        else:
+            prefixes = {
+                (key, tuple(tokens[: end + 1]))
+                for key, tokens, _ in self.held.values()
+                for end in range(len(tokens))
+            }
+            assert self.kv.used_tokens == len(prefixes) <= self.shared_cells
+
+
+class SharedCellsMachine(KVMachine):
+    shared_cells = 24
+
+
+def common(first: list[int], second: list[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
+
+
+TestKV = KVMachine.TestCase
+TestKV.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSharedCells = SharedCellsMachine.TestCase
+TestSharedCells.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
