@@ -98,7 +98,7 @@ def test_old_tool_results_are_dropped_before_any_dialogue_leaves() -> None:
 
 
 def test_a_dropped_result_leaves_with_its_exchange_later() -> None:
-    ctx = context(130)
+    ctx = context(134)
     ctx.append([user("find it"), call("a"), answer("a", words(60)), assistant("found")])
     ctx.append([user(words(50)), assistant("yes")])
     paged_out = ctx.append([user(words(50))])
