@@ -111,6 +111,10 @@ class OS:
             )
         )
 
+    def stream_call(self, call: calls.Generate) -> AsyncIterator[r.Delta | r.Generated]:
+        """Issue a generation as a value and yield as `stream` does."""
+        return self._trap.stream(call)
+
     async def generate_as(
         self,
         shape: type[M],

@@ -34,11 +34,13 @@ class Generate(Call[r.Generated]):
     are kept in it); without, the messages are the whole prompt. `model` None is the configured
     default. `tools` names kernel tools offered to the model, `tool_specs` describes tools of the
     caller's own; requests come back in the message, and kernel tools run by `ToolCall`. `prefix`
-    starts the assistant's answer.
+    starts the assistant's answer. `prompt` is a plain text to continue as it stands, without the
+    model's chat template; it excludes messages, context, tools and prefix.
     """
 
     op: Literal["generate"] = "generate"
     messages: tuple[Message, ...] = ()
+    prompt: str | None = None
     context: int | None = None
     model: str | None = None
     adapter: str | None = None

@@ -28,13 +28,18 @@ class Usage(Value):
     decode_s: float = 0.0
 
 
-class TokenLogprob(Value):
+class TokenChoice(Value):
     """A token with its natural-log probability before temperature and penalties."""
 
     token_id: int
     text: str
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenLogprob(TokenChoice):
+    """A token that was generated; `top` are the most likely ones in its place, best first."""
+
+    top: tuple[TokenChoice, ...] = ()
 
 
 class Generated(Value):
