@@ -42,12 +42,12 @@ lint: setup ## formatting and lint, changing nothing
 # installed package is checked; sed turns its paths back into those of the sources. The lock lets
 # two of these run at once.
 types: setup ## pyright in strict mode
-	@mkdir -p .check
-	@flock .check/lock bash -eu -o pipefail -c '\
-	  rm -rf .check/llmos && cp -r llmos .check/llmos && \
-	  cp -r syscalls drivers memory kernel agents .check/llmos/ && \
+	@mkdir -p build/types
+	@flock build/types/lock bash -eu -o pipefail -c '\
+	  rm -rf build/types/llmos && cp -r llmos build/types/llmos && \
+	  cp -r syscalls drivers memory kernel agents build/types/llmos/ && \
 	  PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright | \
-	  sed -E "s#[^ ]*/\.check/llmos/(syscalls|drivers|memory|kernel|agents)/#\1/#; s#[^ ]*/\.check/##"'
+	  sed -E "s#[^ ]*/build/types/llmos/(syscalls|drivers|memory|kernel|agents)/#\1/#; s#[^ ]*/build/types/##; s#$(CURDIR)/##"'
 
 floors: setup ## import floors, and that every syscall has its handler, method and docs
 	@$(BIN)/python -m pytest -q tests/test_floors.py tests/test_abi.py
@@ -56,4 +56,4 @@ docs: setup ## rewrite the generated docs (docs/abi.md, docs/abi.json)
 	@$(BIN)/python -m llmos.abi_docs
 
 clean: ## remove everything that set-up and the tools made here (models and wheels stay cached)
-	rm -rf .venv .check .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def _processor() -> list[str]:
 
 
 @contextmanager
-def _lock(path: Path, commands: Commands, log: Path, report: Report) -> Iterator[None]:
+def _lock(path: Path, commands: Commands, log: Path, report: Report) -> Generator[None]:
     with path.open("w") as file:
         while True:
             try:

@@ -83,6 +83,7 @@ class Setup:
         with ThreadPoolExecutor(len(parts)) as pool:
             futures = {pool.submit(part): name for name, part in parts.items()}
             running = set(futures)
+            name = "the start"
             try:
                 while running:
                     done, running = wait(running, 0.5, return_when=FIRST_COMPLETED)
