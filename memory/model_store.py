@@ -187,7 +187,9 @@ class ModelStore:
             raise SyscallError(
                 "invalid", f"{source} gave no model that can be read: {problem}", field="source"
             ) from problem
-        licence = facts.licence or fetched.licence or (known.licence if known else None)
+        if facts.licence is None:
+            licence = fetched.licence or (known.licence if known else None)
+            facts = facts.model_copy(update={"licence": licence})
         return Card(
             name=name,
             source=str(source),
@@ -196,7 +198,7 @@ class ModelStore:
             files=files,
             revision=fetched.revision,
             pulled_at=time.time(),
-            **{**facts.model_dump(), "licence": licence},
+            **facts.model_dump(),
         )
 
     def _hash(self, folder: Path, progress: Progress | None) -> tuple[CardFile, ...]:
