@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, assert_never
 
-from llmos.openai_calls import Tools
 from llmos.syscalls.content import ToolRequest
 from llmos.syscalls.errors import ErrorCode, SyscallError
 from llmos.syscalls.results import (
@@ -23,7 +22,6 @@ from llmos.syscalls.results import (
     Generated,
     ModelVersion,
     TokenLogprob,
-    ToolSpec,
 )
 from llmos.syscalls.values import JsonObject, JsonValue
 
@@ -69,18 +67,12 @@ def head(prefix: str, model: str) -> Head:
 
 
 class ChatAnswer:
-    """chat.completion and chat.completion.chunk objects.
+    """chat.completion and chat.completion.chunk objects."""
 
-    `is_constrained` tells that the text, when it is a call of one of `tools`, is bare JSON.
-    """
-
-    def __init__(
-        self, head: Head, tools: Tools, *, is_constrained: bool, can_call_many: bool
-    ) -> None:
+    def __init__(self, head: Head, *, has_tools: bool, can_call_many: bool = True) -> None:
         self.id = head.id
         self._head = head
-        self._tools = tools
-        self._is_constrained = is_constrained
+        self._has_tools = has_tools
         self._can_call_many = can_call_many
         self._begun: set[int] = set()
 
@@ -91,14 +83,14 @@ class ChatAnswer:
         }
 
     def piece(self, index: int, text: str) -> JsonObject | None:
-        if self._tools.specs:
+        if self._has_tools:
             return None
         return self._chunk(index, self._role(index) | {"content": text})
 
     def ending(self, index: int, generated: Generated) -> list[JsonObject]:
         content, requests = self._read(generated)
         delta = self._role(index)
-        if self._tools.specs and content is not None:
+        if self._has_tools and content is not None:
             delta["content"] = content
         if requests:
             delta["tool_calls"] = [
@@ -129,14 +121,10 @@ class ChatAnswer:
 
     def _read(self, generated: Generated) -> tuple[str | None, tuple[ToolRequest, ...]]:
         """A choice's text and the calls in it."""
-        content: str | None = generated.text
         requests = generated.message.tool_requests
-        if not requests and self._is_constrained:
-            requests = called(generated.text, self._tools.specs)
-            content = None if requests else content
         if not self._can_call_many:
             requests = requests[:1]
-        return (content or None) if requests else content, requests
+        return (generated.text or None) if requests else generated.text, requests
 
     def _role(self, index: int) -> JsonObject:
         """A choice's first chunk says who speaks."""
@@ -165,31 +153,11 @@ class ChatAnswer:
         return self._head._asdict() | {"object": kind, "choices": choices}
 
 
-def called(text: str, specs: Sequence[ToolSpec]) -> tuple[ToolRequest, ...]:
-    """The call that a text is, as JSON with a `name` of `specs` and `arguments`; () when none."""
-    try:
-        value: JsonValue = json.loads(text)
-    except ValueError:
-        return ()  # cut short by the token limit, and then shown as content
-    names = {spec.name for spec in specs}
-    match value:
-        case {"name": str(name), "arguments": dict(arguments), **rest} if (
-            name in names and not rest
-        ):
-            call = ToolRequest(
-                id=f"call_{uuid.uuid4().hex}",
-                name=name,
-                arguments=arguments,  # pyright: ignore[reportUnknownArgumentType]
-            )
-            return (call,)
-        case _:
-            return ()
-
-
 def _tool_call(request: ToolRequest) -> JsonObject:
+    """A request with an id of its own: the kernel's tells equal calls of two answers not apart."""
     arguments = json.dumps(request.arguments, ensure_ascii=False)
     function = {"name": request.name, "arguments": arguments}
-    return {"id": request.id, "type": "function", "function": function}
+    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
 
 
 def _chat_logprobs(tokens: tuple[TokenLogprob, ...] | None) -> JsonObject | None:

@@ -68,7 +68,7 @@ def chat_calls(request: ChatRequest, target: Target) -> list[Generate]:
     """
     if request.top_logprobs is not None and not request.logprobs:
         raise _refused("top_logprobs", "it needs logprobs: true")
-    tools = offered(request)
+    tools = _offered(request)
     limit = request.max_completion_tokens or request.max_tokens or target.window_tokens
     return [
         Generate(
@@ -162,7 +162,7 @@ def _answer_schema(request: ChatRequest) -> JsonObject | None:
 # --- tools ----------------------------------------------------------------------------------------
 
 
-def offered(request: ChatRequest) -> Tools:
+def _offered(request: ChatRequest) -> Tools:
     """The tools that a request's `tool_choice` leaves to the model."""
     specs = tuple(_spec(item) for item in request.tools)
     match request.tool_choice:

@@ -11,14 +11,12 @@ import pytest
 from llmos.openai_answers import (
     ChatAnswer,
     CompletionAnswer,
-    called,
     embeddings,
     error_answer,
     head,
     status,
     usage,
 )
-from llmos.openai_calls import Tools
 from llmos.syscalls.content import Message, TextPart, ToolRequest
 from llmos.syscalls.errors import ERROR_CODES, SyscallError
 from llmos.syscalls.results import (
@@ -27,11 +25,8 @@ from llmos.syscalls.results import (
     Generated,
     TokenChoice,
     TokenLogprob,
-    ToolSpec,
     Usage,
 )
-
-CLOCK = ToolSpec(name="clock", description="", parameters={"type": "object"})
 
 
 def generated(text: str, finish: FinishReason = "stop", **fields: Any) -> Generated:
@@ -47,11 +42,8 @@ def generated(text: str, finish: FinishReason = "stop", **fields: Any) -> Genera
     )
 
 
-def answer(*specs: ToolSpec, is_constrained: bool = False, can_call_many: bool = True):
-    tools = Tools(specs, is_forced=is_constrained)
-    return ChatAnswer(
-        head("chatcmpl", "m"), tools, is_constrained=is_constrained, can_call_many=can_call_many
-    )
+def answer(*, has_tools: bool = False, can_call_many: bool = True) -> ChatAnswer:
+    return ChatAnswer(head("chatcmpl", "m"), has_tools=has_tools, can_call_many=can_call_many)
 
 
 # --- chat -----------------------------------------------------------------------------------------
@@ -63,42 +55,30 @@ def test_every_way_to_finish_has_openais_word(finish: FinishReason):
     assert choice["finish_reason"] in {"stop", "length"}
 
 
-def test_a_constrained_call_is_a_tool_call_and_not_text():
-    text = '{"name": "clock", "arguments": {"zone": "UTC"}}'
-    choice = answer(CLOCK, is_constrained=True).whole([generated(text)])["choices"][0]
+def test_a_call_is_written_with_its_arguments_as_a_string():
+    request = ToolRequest(id="x", name="clock", arguments={"zone": "UTC"})
+    called = generated("", "tool_requests", requests=(request,))
+    choice = answer(has_tools=True).whole([called])["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
     (call,) = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "clock", "arguments": '{"zone": "UTC"}'}
 
 
-def test_a_call_that_the_limit_cut_short_is_shown_as_it_is():
-    text = '{"name": "clock", "argu'
-    choice = answer(CLOCK, is_constrained=True).whole([generated(text, "length")])["choices"][0]
-    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"name": "other", "arguments": {}}',
-        '{"name": ["clock"], "arguments": {}}',
-        '{"name": "clock", "arguments": 3}',
-        '{"name": "clock"}',
-        "[]",
-        "text",
-    ],
-)
-def test_json_that_is_no_call_stays_text(text: str):
-    assert called(text, [CLOCK]) == ()
+def test_equal_calls_of_two_answers_have_different_ids():
+    request = ToolRequest(id="x", name="clock", arguments={})
+    called = generated("", "tool_requests", requests=(request,))
+    whole = answer(has_tools=True).whole([called, called])
+    first, second = (choice["message"]["tool_calls"][0]["id"] for choice in whole["choices"])
+    assert first != second
 
 
 def test_only_one_call_is_given_when_only_one_is_allowed():
     requests = tuple(ToolRequest(id=id, name="clock", arguments={}) for id in "ab")
     many = generated("", "tool_requests", requests=requests)
     for can_call_many, count in ((True, 2), (False, 1)):
-        message = answer(CLOCK, can_call_many=can_call_many).whole([many])["choices"][0]["message"]
-        assert len(message["tool_calls"]) == count
+        message = answer(has_tools=True, can_call_many=can_call_many).whole([many])
+        assert len(message["choices"][0]["message"]["tool_calls"]) == count
 
 
 def test_chunks_of_a_choice_add_up_to_its_text():
@@ -115,7 +95,7 @@ def test_chunks_of_a_choice_add_up_to_its_text():
 
 
 def test_with_tools_offered_text_is_held_until_it_is_known_to_be_no_call():
-    chat = answer(CLOCK)
+    chat = answer(has_tools=True)
     assert chat.piece(0, "It is") is None
     content, end = chat.ending(0, generated("It is noon."))
     assert content["choices"][0]["delta"] == {"role": "assistant", "content": "It is noon."}
