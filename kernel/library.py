@@ -1,0 +1,111 @@
+"""Long-term memory as a service: embeds, then stores or searches, off the event loop.
+
+`memory/store.py` is the store; this module adds embedding, namespaces by capability and the
+thread that keeps the disk away from the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from llmos.kernel.devices import Devices
+from llmos.kernel.gate import own_namespace
+from llmos.kernel.process import Process
+from llmos.memory.store import Store
+from llmos.syscalls import calls
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
+
+
+class Library:
+    """`open_store` runs in a worker thread at the first use."""
+
+    def __init__(self, devices: Devices, open_store: Callable[[], Store]) -> None:
+        self._devices = devices
+        self._open_store = open_store
+        self._store: Store | None = None
+        self._opening = asyncio.Lock()
+
+    async def remember(self, process: Process, call: calls.Remember) -> Remembered:
+        """Store notes in a namespace."""
+        return await self.remember_in(call.namespace or own_namespace(process), call.notes)
+
+    async def remember_in(self, namespace: str, notes: Sequence[calls.Note]) -> Remembered:
+        """Store notes; all or none."""
+        for index, note in enumerate(notes):
+            if not note.text.strip():
+                raise SyscallError(
+                    "invalid", f"notes.{index}.text: it is blank", field=f"notes.{index}.text"
+                )
+        store = await self._opened()
+        embedder = await self._devices.embedder()
+        vectors = await embedder.embed([note.text for note in notes])
+        return await asyncio.to_thread(store.remember, namespace, notes, vectors)
+
+    async def retrieve(self, process: Process, call: calls.Retrieve) -> Hits:
+        """Search the namespaces that were named, or all that the process may read."""
+        store = await self._opened()
+        vector = None
+        if call.mode != "lexical":
+            embedder = await self._devices.embedder()
+            (vector,) = await embedder.embed([call.query])
+        namespaces = call.namespaces
+        if namespaces is None:
+            namespaces = await self._readable(process, store)
+
+        def search() -> Hits:
+            return store.retrieve(
+                call.query,
+                vector,
+                k=call.k,
+                mode=call.mode,
+                namespaces=namespaces,
+                where=call.where,
+            )
+
+        return await asyncio.to_thread(search)
+
+    async def forget(self, process: Process, call: calls.Forget) -> Forgotten:
+        """Delete from one namespace."""
+        if not call.ids and call.source is None and not call.where:
+            raise SyscallError(
+                "invalid", "ids, source, where: give one, so that not all is forgotten", field="ids"
+            )
+        store = await self._opened()
+        namespace = call.namespace or own_namespace(process)
+
+        def delete() -> Forgotten:
+            return store.forget(namespace, ids=call.ids, source=call.source, where=call.where)
+
+        return await asyncio.to_thread(delete)
+
+    async def stat(self, process: Process) -> MemoryInfo:
+        """Counts and sizes of what the process may read."""
+        store = await self._opened()
+        namespaces = await self._readable(process, store)
+        return await asyncio.to_thread(store.stat, namespaces)
+
+    def index_bytes(self) -> int:
+        """Memory of the vector index, for the ledger."""
+        return 0 if self._store is None else self._store.index_bytes()
+
+    async def stop(self) -> None:
+        """Flush and close the store."""
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    async def _readable(self, process: Process, store: Store) -> list[str]:
+        info = await asyncio.to_thread(store.stat)
+        own = own_namespace(process)
+        return [
+            one.namespace
+            for one in info.namespaces
+            if one.namespace == own or process.capabilities.allows("read", one.namespace)
+        ]
+
+    async def _opened(self) -> Store:
+        async with self._opening:
+            if self._store is None:
+                self._store = await asyncio.to_thread(self._open_store)
+            return self._store

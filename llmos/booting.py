@@ -1,0 +1,117 @@
+"""Boot: the only place that knows every floor.
+
+Turns a configuration into a running kernel: finds models in the store, hands out the SDK's handle,
+registers the shipped programs and tools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from llmos.agents.handle import OS
+from llmos.agents.programs import PROGRAMS
+from llmos.agents.tools import TOOLS
+from llmos.config import Config, ModelConfig, load_config
+from llmos.drivers.contract import EmbeddingModel, LanguageModel, ModelSpec
+from llmos.drivers.opening import open_embedding_model, open_language_model
+from llmos.kernel.clock import Clock
+from llmos.kernel.kernel import Kernel
+from llmos.kernel.sandbox import PYTHON_TOOL
+from llmos.kernel.settings import EmbeddingSetting, ModelSetting, Settings
+from llmos.memory.model_store import ModelStore
+from llmos.syscalls.trap import ProgramFunction
+
+# The width of the default embedding model; another one's is read from its card.
+DEFAULT_DIMENSIONS = 384
+
+
+@asynccontextmanager
+async def boot(
+    config: Config | None = None,
+    *,
+    programs: Mapping[str, ProgramFunction] | None = None,
+    clock: Clock | None = None,
+    **overrides: Any,
+) -> AsyncIterator[Kernel]:
+    """Run a kernel for as long as the block lasts.
+
+    Devices open when they are first used. `programs` are added to the shipped ones.
+    Raises: ConfigError naming the setting that is wrong.
+    """
+    if config is None:
+        config = load_config(**overrides)
+    elif overrides:
+        config = config.replace(**overrides)
+    kernel = Kernel(
+        settings_of(config), bind=OS, programs={**PROGRAMS, **(programs or {})}, clock=clock
+    )
+    for tool in (*TOOLS, PYTHON_TOOL):
+        kernel.tools.add(tool)
+    try:
+        yield kernel
+    finally:
+        await asyncio.shield(kernel.stop())
+
+
+def settings_of(config: Config) -> Settings:
+    """What the kernel is told of a configuration."""
+    store = ModelStore(config.cache / "models")
+    embedding = config.embedding
+    return Settings(
+        home=config.home,
+        models={name: _model(name, model, store) for name, model in config.models.items()},
+        default_model=config.default_model,
+        embedding=EmbeddingSetting(
+            name=embedding.name,
+            dimensions=DEFAULT_DIMENSIONS,
+            open=_embedding_opener(
+                ModelSpec(embedding.name, Path(embedding.source), device=embedding.device), store
+            ),
+        ),
+        policy=config.policy,
+        quantum_tokens=config.quantum_tokens,
+        mailbox_messages=config.mailbox_messages,
+        pipe_bytes=config.pipe_bytes,
+        trace_events=config.trace_events,
+        quota=config.quota,
+    )
+
+
+def _model(name: str, model: ModelConfig, store: ModelStore) -> ModelSetting:
+    def path() -> Path:
+        if model.driver == "scripted":
+            return Path(model.source)
+        return store.path(model.source)
+
+    def open_model() -> LanguageModel:
+        spec = ModelSpec(
+            name=name,
+            path=path(),
+            context_tokens=model.context_tokens,
+            sequences=model.sequences,
+            batch_tokens=model.batch_tokens,
+            threads=model.threads,
+            device=model.device,
+            dtype=model.dtype,
+        )
+        return open_language_model(model.driver, spec)
+
+    return ModelSetting(
+        name=name,
+        base=model.source,
+        driver=model.driver,
+        open=open_model,
+        weights=None if model.driver == "scripted" else path,
+    )
+
+
+def _embedding_opener(spec: ModelSpec, store: ModelStore) -> Callable[[], EmbeddingModel]:
+    def open_model() -> EmbeddingModel:
+        found = ModelSpec(name=spec.name, path=store.path(str(spec.path)), device=spec.device)
+        return open_embedding_model(found)
+
+    return open_model
