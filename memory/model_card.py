@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from llmos.memory.gguf_header import DamagedFile, read_gguf_header
+from llmos.drivers.gguf_header import DamagedFile, read_gguf_header
 from llmos.syscalls.values import Value
 
 CARD_NAME = "card.json"

@@ -23,12 +23,12 @@ from typing import assert_never
 import platformdirs
 from pydantic import ValidationError
 
+from llmos.drivers.gguf_header import DamagedFile
 from llmos.memory.catalogue import CATALOGUE, Known
 from llmos.memory.fetch_file import fetch_file
 from llmos.memory.fetch_hub import fetch_hub
 from llmos.memory.fetch_package import fetch_package
 from llmos.memory.fetched import Fetched, Progress
-from llmos.memory.gguf_header import DamagedFile
 from llmos.memory.model_card import CARD_NAME, Card, CardFile, digest_of, hash_files, read_facts
 from llmos.memory.model_source import (
     FORMS,
