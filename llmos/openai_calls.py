@@ -39,6 +39,7 @@ from llmos.syscalls.results import ToolSpec
 from llmos.syscalls.values import JsonObject, JsonValue
 
 _SEEDS = 2**63
+_UNBOUNDED_TOKENS = 10**9  # the model's window is the bound
 _ANSWER = "the.answer"  # no tool is called so: names hold no dots
 
 
@@ -47,8 +48,7 @@ class Target(NamedTuple):
 
     name: str
     model: str
-    adapter: str | None
-    window_tokens: int
+    adapter: str | None = None
 
 
 class Tools(NamedTuple):
@@ -69,7 +69,7 @@ def chat_calls(request: ChatRequest, target: Target) -> list[Generate]:
     if request.top_logprobs is not None and not request.logprobs:
         raise _refused("top_logprobs", "it needs logprobs: true")
     tools = _offered(request)
-    limit = request.max_completion_tokens or request.max_tokens or target.window_tokens
+    limit = request.max_completion_tokens or request.max_tokens or _UNBOUNDED_TOKENS
     return [
         Generate(
             messages=messages(request.messages),

@@ -15,7 +15,7 @@ import contextlib
 import signal
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
@@ -40,7 +40,7 @@ from llmos.openai_api import (
 from llmos.openai_calls import Target, chat_calls, completion_calls
 from llmos.syscalls.calls import Embed, Generate
 from llmos.syscalls.errors import ConfigError, SyscallError
-from llmos.syscalls.results import Embedded, Generated
+from llmos.syscalls.results import Embedded, Generated, ModelVersion
 from llmos.syscalls.values import JsonValue
 
 if TYPE_CHECKING:
@@ -260,10 +260,13 @@ class _Face:
         if version is None or version.kind == "embedding":
             known = [known.name for known in versions.values() if known.kind != "embedding"]
             raise _unknown(name, known)
-        is_adapter = version.kind == "adapter" and version.base is not None
-        model = version.base if is_adapter and version.base else name
-        window = self._kernel.config.models[model].context_tokens
-        return Target(name, model, name if is_adapter else None, window)
+        if version.kind == "adapter":
+            return Target(
+                name,
+                _model_of(version, versions.values(), self._kernel.settings.default_model),
+                name,
+            )
+        return Target(name, name)
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request. Raises: HTTPException when it is too large or not JSON."""
@@ -282,6 +285,22 @@ class _Face:
 
 def _client(request: Request) -> str:
     return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
+
+
+def _model_of(adapter: ModelVersion, versions: Iterable[ModelVersion], default: str | None) -> str:
+    """The model that an adapter runs on: the default one where it has the adapter's base."""
+    fitting = [
+        version.name
+        for version in versions
+        if version.kind == "model" and adapter.base in (version.base, version.name)
+    ]
+    if not fitting:
+        raise SyscallError(
+            "not_available",
+            f"model: no configured model has {adapter.base}, the base of adapter {adapter.name}",
+            field="model",
+        )
+    return default if default in fitting else fitting[0]
 
 
 def _unknown(name: str, known: list[str]) -> SyscallError:
