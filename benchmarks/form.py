@@ -1,0 +1,119 @@
+"""The form that every benchmark has.
+
+`python -m benchmarks.NAME` shows a table; with `--json` the last line on standard output is one
+JSON object: the benchmark's keys, `machine`, and `floors`, each with the value that was measured
+and whether it holds. The exit status is 0 when it could measure, whatever it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class Floor(NamedTuple):
+    """What a key must reach: its value compared with `floor`."""
+
+    name: str
+    op: Literal["<", "<=", ">", ">="]
+    floor: float
+
+    def judge(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """This floor with the value that was measured, and whether it holds."""
+        value = figures[self.name]
+        return {
+            "name": self.name,
+            "value": value,
+            "op": self.op,
+            "floor": self.floor,
+            "holds": _COMPARE[self.op](value, self.floor),
+        }
+
+
+def main(name: str, measure: Callable[[], Mapping[str, Any]], floors: Sequence[Floor] = ()) -> None:
+    """Run one benchmark as a command. What `measure` raises ends the process with a traceback."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    as_json: bool = parser.parse_args().json
+    busy = os.getloadavg()[0]
+    figures = measure()
+    report = {
+        "benchmark": name,
+        **figures,
+        "machine": {**machine(), "load_before": round(busy, 2)},
+        "floors": [floor.judge(figures) for floor in floors],
+    }
+    if as_json:
+        print(json.dumps(report, allow_nan=False))
+    else:
+        show(report)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import psutil
+
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a report that are the benchmark's own."""
+    return {
+        key: value for key, value in report.items() if key not in ("benchmark", "machine", "floors")
+    }
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print a report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", "floor", "holds", title=report["benchmark"])
+    floors = {floor["name"]: floor for floor in report["floors"]}
+    for key, value in figures_of(report).items():
+        limit, verdict = floor_cells(floors.get(key))
+        table.add_row(key, written(value), limit, verdict)
+    console = Console()
+    console.print(table)
+    on = report["machine"]
+    console.print(f"{on['cpu']}, {on['cores']} cores, load {on['load_before']} before the start")
+
+
+def floor_cells(floor: Mapping[str, Any] | None) -> tuple[str, str]:
+    """How a table shows a floor and whether it holds."""
+    if floor is None:
+        return "", ""
+    return f"{floor['op']} {floor['floor']}", "yes" if floor["holds"] else "no"
+
+
+def written(value: Any) -> str:
+    """A figure as a table shows it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
