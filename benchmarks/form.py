@@ -21,6 +21,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
+    "==": operator.eq,
 }
 
 
@@ -28,7 +29,7 @@ class Floor(NamedTuple):
     """What a key must reach: its value compared with `floor`."""
 
     name: str
-    op: Literal["<", "<=", ">", ">="]
+    op: Literal["<", "<=", ">", ">=", "=="]
     floor: float
 
     def judge(self, figures: Mapping[str, Any]) -> dict[str, Any]:
