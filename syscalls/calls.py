@@ -45,7 +45,7 @@ class Generate(Call[r.Generated]):
     model: str | None = None
     adapter: str | None = None
     sampling: Sampling = GREEDY
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(default=256, ge=1)
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     constraint: Constraint | None = None
@@ -79,7 +79,7 @@ class ContextOpen(Call[r.ContextRef]):
     op: Literal["context_open"] = "context_open"
     messages: tuple[Message, ...] = ()
     model: str | None = None
-    budget_tokens: int | None = Field(None, ge=16)
+    budget_tokens: int | None = Field(default=None, ge=16)
 
 
 class ContextAppend(Call[r.ContextInfo]):
@@ -143,7 +143,7 @@ class Retrieve(Call[r.Hits]):
 
     op: Literal["retrieve"] = "retrieve"
     query: str = Field(min_length=1)
-    k: int = Field(5, ge=1, le=1000)
+    k: int = Field(default=5, ge=1, le=1000)
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
     namespaces: tuple[str, ...] | None = None
     where: JsonObject = {}
@@ -172,7 +172,7 @@ class ToolCall(Call[r.ToolOutput]):
     op: Literal["tool_call"] = "tool_call"
     name: str
     arguments: JsonObject = {}
-    timeout_s: float | None = Field(None, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0)
 
 
 class ToolList(Call[r.ToolSpecs]):
@@ -203,13 +203,13 @@ class Finetune(Call[r.Spawned]):
     base: str | None = None
     objective: Literal["instruct", "pretrain", "classify", "tag", "prefer", "embed"] = "instruct"
     method: Literal["lora", "full", "qlora"] = "lora"
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    rank: int = Field(8, ge=1, le=256)
-    batch_size: int = Field(4, ge=1)
-    max_length_tokens: int = Field(512, ge=16)
-    eval_share: float = Field(0.1, ge=0.0, lt=1.0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    rank: int = Field(default=8, ge=1, le=256)
+    batch_size: int = Field(default=4, ge=1)
+    max_length_tokens: int = Field(default=512, ge=16)
+    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     seed: int = 0
 
 
@@ -220,7 +220,7 @@ class Evaluate(Call[r.Evaluated]):
     data: tuple[Example, ...] | str
     model: str | None = None
     adapter: str | None = None
-    max_length_tokens: int = Field(512, ge=16)
+    max_length_tokens: int = Field(default=512, ge=16)
 
 
 class ModelList(Call[r.ModelVersions]):
@@ -261,7 +261,7 @@ class Spawn(Call[r.Spawned]):
     kwargs: JsonObject = {}
     capabilities: Capabilities | None = None
     quota: Quota = Quota()
-    nice: int | None = Field(None, ge=-20, le=19)
+    nice: int | None = Field(default=None, ge=-20, le=19)
     stdin_from: int | None = None
     is_interactive: bool = False
     isolation: Literal["task", "process"] = "task"
@@ -281,7 +281,7 @@ class Fork(Call[r.Spawned]):
     kwargs: JsonObject = {}
     capabilities: Capabilities | None = None
     quota: Quota = Quota()
-    nice: int | None = Field(None, ge=-20, le=19)
+    nice: int | None = Field(default=None, ge=-20, le=19)
 
 
 class GraphNode(Value):
@@ -292,8 +292,8 @@ class GraphNode(Value):
     args: tuple[JsonValue, ...] = ()
     kwargs: JsonObject = {}
     after: tuple[str, ...] = ()
-    retries: int = Field(0, ge=0, le=100)
-    timeout_s: float | None = Field(None, gt=0)
+    retries: int = Field(default=0, ge=0, le=100)
+    timeout_s: float | None = Field(default=None, gt=0)
     on_failure: Literal["propagate", "tolerate"] = "propagate"
 
 
@@ -302,7 +302,7 @@ class SpawnGraph(Call[r.Spawned]):
 
     op: Literal["spawn_graph"] = "spawn_graph"
     nodes: tuple[GraphNode, ...] = Field(min_length=1)
-    max_parallel: int | None = Field(None, ge=1)
+    max_parallel: int | None = Field(default=None, ge=1)
 
 
 class Wait(Call[r.Exited]):
@@ -310,7 +310,7 @@ class Wait(Call[r.Exited]):
 
     op: Literal["wait"] = "wait"
     pid: int | None = None
-    timeout_s: float | None = Field(None, ge=0)
+    timeout_s: float | None = Field(default=None, ge=0)
 
 
 class Signal(Call[r.Done]):
@@ -319,7 +319,7 @@ class Signal(Call[r.Done]):
     op: Literal["signal"] = "signal"
     pid: int
     signal: SignalName
-    deadline_s: float = Field(5.0, ge=0)
+    deadline_s: float = Field(default=5.0, ge=0)
 
 
 class Nice(Call[r.Done]):
@@ -366,7 +366,7 @@ class Receive(Call[r.Mail]):
     op: Literal["receive"] = "receive"
     sender: int | None = None
     topic: str | None = None
-    timeout_s: float | None = Field(None, ge=0)
+    timeout_s: float | None = Field(default=None, ge=0)
 
 
 class Publish(Call[r.Sent]):
@@ -399,7 +399,7 @@ class Read(Call[r.Data]):
 
     op: Literal["read"] = "read"
     fd: int = 0
-    max_bytes: int = Field(65536, ge=1, le=16 * 1024 * 1024)
+    max_bytes: int = Field(default=65536, ge=1, le=16 * 1024 * 1024)
 
 
 class Write(Call[r.Written]):
@@ -431,7 +431,7 @@ class Trace(Call[r.TraceEvents]):
 
     op: Literal["trace"] = "trace"
     pid: int | None = None
-    limit: int = Field(1000, ge=1, le=1_000_000)
+    limit: int = Field(default=1000, ge=1, le=1_000_000)
 
 
 class Stat(Call[r.KernelInfo]):

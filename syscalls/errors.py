@@ -76,9 +76,7 @@ class SyscallError(LlmosError):
     @classmethod
     def from_value(cls, value: ErrorValue) -> SyscallError:
         """The inverse of `value()`."""
-        return cls(
-            value.code, value.message, is_retryable=value.is_retryable, **dict(value.fields)
-        )
+        return cls(value.code, value.message, is_retryable=value.is_retryable, **dict(value.fields))
 
 
 def _rebuild(value: ErrorValue) -> SyscallError:

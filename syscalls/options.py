@@ -21,17 +21,17 @@ class Sampling(Value):
     chosen token's log-probability and those of the N most likely.
     """
 
-    temperature: float = Field(0.0, ge=0.0, le=10.0)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    min_p: float = Field(0.0, ge=0.0, lt=1.0)
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
-    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    penalty_window_tokens: int = Field(256, ge=0)
-    seed: int | None = Field(None, ge=0)
+    temperature: float = Field(default=0.0, ge=0.0, le=10.0)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    penalty_window_tokens: int = Field(default=256, ge=0)
+    seed: int | None = Field(default=None, ge=0)
     logit_bias: dict[int, float] = Field(default_factory=dict)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
 GREEDY = Sampling()

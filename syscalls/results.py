@@ -263,7 +263,9 @@ class Exited(Value):
         if self.error is not None:
             raise SyscallError.from_value(self.error)
         raise SyscallError(
-            "failed", f"process {self.pid} ({self.program}) was killed by {self.signal}", pid=self.pid
+            "failed",
+            f"process {self.pid} ({self.program}) was killed by {self.signal}",
+            pid=self.pid,
         )
 
 

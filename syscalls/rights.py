@@ -74,9 +74,9 @@ ALL_CAPABILITIES = Capabilities(
 class Quota(Value):
     """Upper bounds for a process and its descendants together; None is unbounded."""
 
-    tokens_in: int | None = Field(None, ge=0)
-    tokens_out: int | None = Field(None, ge=0)
-    kv_bytes: int | None = Field(None, ge=0)
-    tool_s: float | None = Field(None, ge=0)
-    children: int | None = Field(None, ge=0)
-    wall_s: float | None = Field(None, gt=0)
+    tokens_in: int | None = Field(default=None, ge=0)
+    tokens_out: int | None = Field(default=None, ge=0)
+    kv_bytes: int | None = Field(default=None, ge=0)
+    tool_s: float | None = Field(default=None, ge=0)
+    children: int | None = Field(default=None, ge=0)
+    wall_s: float | None = Field(default=None, gt=0)
