@@ -35,7 +35,7 @@ class Contexts:
         if budget > window:
             raise SyscallError(
                 "invalid",
-                f"budget_tokens: {budget} is more than the {window} tokens of {engine.name}'s window",
+                f"budget_tokens: {budget} is more than {engine.name}'s window of {window} tokens",
                 field="budget_tokens",
             )
 

@@ -126,7 +126,9 @@ class Devices:
         for name, setting in self._settings.models.items():
             engine = self._engines.get(name)
             if engine is not None:
-                found.append(engine.info().model_copy(update={"name": name, "driver": setting.driver}))
+                found.append(
+                    engine.info().model_copy(update={"name": name, "driver": setting.driver})
+                )
             else:
                 found.append(
                     DeviceInfo(name=name, driver=setting.driver, model=setting.base, state="closed")
@@ -186,7 +188,12 @@ class Devices:
                 device=setting.name,
             ) from problem
         self._tracer.span(
-            "open", "device", started_s=started, ended_s=self._clock.now(), pid=0, track=setting.name
+            "open",
+            "device",
+            started_s=started,
+            ended_s=self._clock.now(),
+            pid=0,
+            track=setting.name,
         )
         for pid in self._held_pids:
             engine.hold(pid, is_held=True)

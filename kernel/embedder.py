@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from llmos.drivers.contract import Allocation, DeviceError, EmbeddingInfo, EmbeddingModel
 from llmos.kernel.clock import Clock
-from llmos.kernel.futures import settle
+from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo
@@ -120,8 +120,8 @@ class Embedder:
     def _run(self) -> None:
         assert self._loop is not None and self._opened is not None
         try:
-            self._driver = self._open_driver()
-        except DeviceError as problem:
+            self._driver = contained(self._open_driver, is_fatal=True)
+        except (DeviceError, SyscallError) as problem:
             self.is_down, self.reason = True, str(problem)
             self._loop.call_soon_threadsafe(settle, self._opened, None, problem)
             return
@@ -155,16 +155,10 @@ class Embedder:
         started = self._clock.now()
         texts = [text for request in batch for text in request.texts]
         try:
-            vectors = self.driver.embed(texts)
+            vectors = contained(lambda: self.driver.embed(texts), is_fatal=False)
         except DeviceError as problem:
             for request in batch:
                 self._tell(request, None, problem)
-            return
-        except Exception as problem:  # noqa: BLE001 - a driver's bug must not end the thread
-            failure = DeviceError(f"{type(problem).__name__}: {problem}")
-            failure.__cause__ = problem
-            for request in batch:
-                self._tell(request, None, failure)
             return
         self._batches += 1
         position = 0

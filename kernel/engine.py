@@ -27,11 +27,11 @@ from llmos.drivers.contract import (
     Sampled,
 )
 from llmos.kernel.clock import Clock
-from llmos.kernel.futures import settle
 from llmos.kernel.generation import Generation, Outcome
 from llmos.kernel.policies import Policy
+from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
-from llmos.memory.kv import KVSpace
+from llmos.memory.kv import Grant, KVSpace
 from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import DeviceInfo, FinishReason, TokenChoice, TokenLogprob
 
@@ -123,7 +123,7 @@ class Engine:
         return self.driver.info
 
     async def start(self) -> None:
-        """Open the device. Raises: DeviceError; the engine is then down and says why."""
+        """Open the device. Raises: DeviceError or SyscallError; the engine is then down."""
         self._loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = self._loop.create_future()
         self.state = "opening"
@@ -175,7 +175,7 @@ class Engine:
 
         def run() -> None:
             try:
-                result = work(self.driver)
+                result = contained(lambda: work(self.driver), is_fatal=False)
             except (DeviceError, SyscallError) as problem:
                 loop.call_soon_threadsafe(settle, future, None, problem)
             else:
@@ -243,7 +243,7 @@ class Engine:
         assert self._loop is not None
         try:
             self._open()
-        except DeviceError as problem:
+        except (DeviceError, SyscallError) as problem:
             self._loop.call_soon_threadsafe(settle, opened, None, problem)
             return
         self._loop.call_soon_threadsafe(settle, opened, None, None)
@@ -275,8 +275,8 @@ class Engine:
 
     def _open(self) -> None:
         try:
-            self._driver = self._open_driver()
-        except DeviceError as problem:
+            self._driver = contained(self._open_driver, is_fatal=True)
+        except (DeviceError, SyscallError) as problem:
             self.state, self.reason = "down", str(problem)
             raise
         info = self._driver.info
@@ -310,16 +310,9 @@ class Engine:
             return
         started = self._clock.now()
         try:
-            sampled = self.driver.step(feeds)
+            sampled = contained(lambda: self.driver.step(feeds), is_fatal=True)
         except DeviceError as problem:
             self._after_failure(batch, problem)
-            return
-        except KernelPanic:
-            raise
-        except Exception as problem:  # noqa: BLE001 - a driver's bug must not end the kernel
-            failure = DeviceError(f"{type(problem).__name__}: {problem}", is_fatal=True)
-            failure.__cause__ = problem
-            self._after_failure(batch, failure)
             return
         self._publish(feeds, batch, sampled, started, self._clock.now())
 
@@ -351,41 +344,43 @@ class Engine:
             grant = kv.acquire(tokens, adapter=adapter, domain=domain)
             if grant is None:
                 return False
-        driver = self.driver
-        sequence, reused = grant.sequence, grant.reused_tokens
+        generation.sequence = grant.sequence
         try:
-            for freed in grant.freed:
-                driver.trim(freed, 0)
-            if grant.source is not None:
-                driver.fork(grant.source, sequence, reused)
-            elif driver.length(sequence) > reused:
-                driver.trim(sequence, reused)
-            if generation.saved is not None:
-                if generation.saved_tokens > reused:
-                    driver.trim(sequence, 0)
-                    driver.restore(generation.saved, sequence)
-                    kv.truncate(sequence, 0)
-                    kv.append(sequence, generation.known(0, generation.saved_tokens))
-                    reused = generation.saved_tokens
-                generation.saved = None
-            driver.add(
-                sequence,
-                sampling=generation.order.sampling,
-                constraint=generation.order.constraint,
-                prompt=generation.order.prompt,
-                generated=generation.output,
-                adapter=adapter,
-            )
+            contained(lambda: self._prepare(generation, grant), is_fatal=False)
         except DeviceError as problem:
-            generation.sequence = sequence
             self._after_failure([generation], problem)
             return True
-        generation.sequence = sequence
-        generation.fed = reused
+        reused = generation.fed
         generation.entry.turn_tokens = 0
         if generation.cached_tokens is None:
             generation.cached_tokens = min(reused, len(generation.order.prompt))
         return True
+
+    def _prepare(self, generation: Generation, grant: Grant) -> None:
+        """Bring the driver to what the grant says, and the generation's own state with it."""
+        driver, sequence, reused = self.driver, grant.sequence, grant.reused_tokens
+        for freed in grant.freed:
+            driver.trim(freed, 0)
+        if grant.source is not None:
+            driver.fork(grant.source, sequence, reused)
+        elif driver.length(sequence) > reused:
+            driver.trim(sequence, reused)
+        saved, generation.saved = generation.saved, None
+        if saved is not None and generation.saved_tokens > reused:
+            driver.trim(sequence, 0)
+            driver.restore(saved, sequence)
+            kv, reused = self._require_kv(), generation.saved_tokens
+            kv.truncate(sequence, 0)
+            kv.append(sequence, generation.known(0, reused))
+        driver.add(
+            sequence,
+            sampling=generation.order.sampling,
+            constraint=generation.order.constraint,
+            prompt=generation.order.prompt,
+            generated=generation.output,
+            adapter=generation.order.adapter,
+        )
+        generation.fed = reused
 
     def _is_full(self) -> bool:
         kv = self._require_kv()
@@ -515,9 +510,7 @@ class Engine:
                 ),
             )
         written = len(generation.written)
-        finish = generation.take(
-            self.driver, sampled.token, is_end=sampled.is_end, logprob=logprob
-        )
+        finish = generation.take(self.driver, sampled.token, is_end=sampled.is_end, logprob=logprob)
         if finish is not None:
             rest = generation.text.finish()
             if rest:
@@ -637,9 +630,10 @@ class Engine:
         self.driver.close()
         try:
             self._open()
-        except DeviceError as reopening:
+        except (DeviceError, SyscallError) as reopening:
+            down = SyscallError("device", f"device {self.name} is down: {reopening}")
             for generation in list(self._generations):
-                self._fail(generation, _device_failure(self.name, reopening, generation))
+                self._fail(generation, down)
 
     def _require_kv(self) -> KVSpace:
         assert self._kv is not None
@@ -654,8 +648,6 @@ def _device_failure(name: str, problem: DeviceError, generation: Generation) -> 
     error = SyscallError("device", what, is_retryable=problem.is_fatal, device=name)
     error.__cause__ = problem
     return error
-
-
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

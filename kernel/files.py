@@ -52,7 +52,9 @@ class FileSystem:
             stream = path.open(call.mode + "b", buffering=0)
         except OSError as problem:
             raise _refused(problem, path, call.path) from problem
-        fd = next(n for n in range(_FIRST_FD, _FIRST_FD + _MAX_OPEN_FILES) if n not in process.files)
+        fd = next(
+            n for n in range(_FIRST_FD, _FIRST_FD + _MAX_OPEN_FILES) if n not in process.files
+        )
         process.files[fd] = OpenFile(path, stream, path.stat().st_size)
         return Opened(fd=fd)
 
@@ -192,9 +194,7 @@ def attach_pipe(source: Process, reader: int, *, capacity_bytes: int) -> Pipe:
 
 def _refused(problem: Exception, path: Path, asked: str) -> SyscallError:
     if isinstance(problem, FileNotFoundError):
-        return SyscallError(
-            "not_found", f"there is no file {asked}", what="file", name=asked
-        )
+        return SyscallError("not_found", f"there is no file {asked}", what="file", name=asked)
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SyscallError(
             "storage",
@@ -204,4 +204,3 @@ def _refused(problem: Exception, path: Path, asked: str) -> SyscallError:
         )
     reason = problem.strerror if isinstance(problem, OSError) else str(problem)
     return SyscallError("storage", f"{asked}: {reason}", path=str(path))
-

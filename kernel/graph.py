@@ -129,9 +129,7 @@ class GraphRun:
                 calls.Spawn(program=node.program, args=node.args, kwargs=kwargs)
             )
         except SyscallError as problem:
-            return Exited(
-                pid=0, program=node.program, status="error", error=problem.value()
-            )
+            return Exited(pid=0, program=node.program, status="error", error=problem.value())
         try:
             return await self._trap.call(calls.Wait(pid=child.pid, timeout_s=node.timeout_s))
         except SyscallError as problem:

@@ -34,7 +34,6 @@ from llmos.syscalls.results import (
     FinishReason,
     Generated,
     Tokens,
-    ToolSpec,
     Usage,
 )
 
@@ -79,9 +78,7 @@ class Inference:
         assert result is not None
         return result
 
-    def stream(
-        self, process: Process, call: calls.Generate
-    ) -> AsyncIterator[Delta | Generated]:
+    def stream(self, process: Process, call: calls.Generate) -> AsyncIterator[Delta | Generated]:
         """Generate piece by piece; closing the iterator cancels."""
         return self._run(process, call, pieces=asyncio.Queue())
 

@@ -88,9 +88,7 @@ class Kernel:
             clock=self.clock,
             tracer=self.tracer,
         )
-        self.gate = Gate(
-            self.table, journal or NoJournal(), default_model=settings.default_model
-        )
+        self.gate = Gate(self.table, journal or NoJournal(), default_model=settings.default_model)
         self.lifecycle = Lifecycle(
             table=self.table,
             waits=self.waits,
@@ -245,9 +243,7 @@ class Kernel:
             self.programs.find(node.program)
 
         async def job(handle: Trap) -> Any:
-            run = GraphRun(
-                handle, call.nodes, clock=self.clock, max_parallel=call.max_parallel
-            )
+            run = GraphRun(handle, call.nodes, clock=self.clock, max_parallel=call.max_parallel)
             return await run.run()
 
         shown = (f"{len(call.nodes)} nodes",)
@@ -408,4 +404,3 @@ class Kernel:
         if index:
             entries.append(LedgerEntry(owner="memory", what="index", bytes=index))
         return entries + self.devices.ledger()
-

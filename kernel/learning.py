@@ -10,10 +10,9 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmos.kernel.devices import Devices
-from llmos.kernel.learn import LearnJobs
 from llmos.kernel.process import Process
 from llmos.kernel.settings import Settings
 from llmos.memory.registry import Registry
@@ -22,6 +21,9 @@ from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Evaluated, ModelVersion, ModelVersions, Spawned, Trained
 from llmos.syscalls.trap import Trap
 from llmos.syscalls.values import JsonObject
+
+if TYPE_CHECKING:
+    from llmos.kernel.learn import LearnJobs
 
 # A training job gives way to inference: it starts behind every process that did not ask for less.
 JOB_NICE = 10
@@ -125,6 +127,8 @@ class Learning:
 
     def _opened(self) -> LearnJobs:
         if self._jobs is None:
+            from llmos.kernel.learn import LearnJobs
+
             self._jobs = LearnJobs(
                 folder=self._settings.home / "adapters",
                 registry=self._registry(),

@@ -24,7 +24,7 @@ from llmos.kernel.streams import Console, Pipe
 from llmos.kernel.trace import Tracer
 from llmos.kernel.waits import Waits
 from llmos.syscalls import calls
-from llmos.syscalls.errors import ErrorValue, Killed, KernelPanic, SyscallError
+from llmos.syscalls.errors import ErrorValue, KernelPanic, Killed, SyscallError
 from llmos.syscalls.results import Accounting, Exited
 from llmos.syscalls.rights import ALL_CAPABILITIES, Capabilities, Quota
 from llmos.syscalls.trap import ProgramFunction

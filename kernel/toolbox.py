@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llmos.kernel.clock import Clock
-from llmos.kernel.futures import settle
 from llmos.kernel.process import Process
+from llmos.kernel.threads import settle
 from llmos.kernel.waits import Waits
 from llmos.syscalls import calls
 from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError

@@ -66,9 +66,7 @@ class Tracer:
         args: JsonObject | None = None,
     ) -> None:
         """Record something that took time; both ends are on the kernel's clock."""
-        self._record(
-            _Record(name, category, "X", started_s, ended_s - started_s, pid, track, args)
-        )
+        self._record(_Record(name, category, "X", started_s, ended_s - started_s, pid, track, args))
 
     def mark(
         self, name: str, category: str, *, pid: int, track: str = "", args: JsonObject | None = None

@@ -5,7 +5,8 @@ pipe) is an edge of the wait-for graph. A wait that would close a cycle is a dea
 the cycle fails with `SyscallError("deadlock")` and the cycle's pids.
 
 An edge stands only where progress depends on that one process: not for waits with a time limit, for
-"any child" or "any sender", nor while the process has other syscalls under way.
+"any child" or "any sender", nor for init, behind which stands the outside world. A cycle through a
+process that has other syscalls under way is no deadlock; it is looked for when a wait begins.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import networkx as nx
 
 from llmos.kernel.clock import Clock
-from llmos.kernel.process import Process
+from llmos.kernel.process import INIT, Process
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import ProcessState
 
@@ -27,7 +28,7 @@ class Waits:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._graph: nx.DiGraph[int] = nx.DiGraph()
-        self._futures: dict[int, asyncio.Future[Any]] = {}
+        self._blocked: dict[int, tuple[Process, asyncio.Future[Any]]] = {}
 
     async def block(
         self,
@@ -46,8 +47,8 @@ class Waits:
         has_edge = (
             target is not None
             and timeout_s is None
-            and len(process.inflight) <= 1
-            and process.pid not in self._futures
+            and INIT not in (process.pid, target)
+            and process.pid not in self._blocked
         )
         timer = None
         if timeout_s is not None:
@@ -55,7 +56,7 @@ class Waits:
         earlier = (process.state, process.waiting_on)
         process.state, process.waiting_on = state, on
         if has_edge and target is not None:
-            self._add_edge(process.pid, target, future)
+            self._add_edge(process, target, future)
         try:
             return await future
         finally:
@@ -72,20 +73,22 @@ class Waits:
         """Who waits for whom now."""
         return list(self._graph.edges)
 
-    def _add_edge(self, waiter: int, target: int, future: asyncio.Future[Any]) -> None:
-        graph = self._graph
-        self._futures[waiter] = future
+    def _add_edge(self, process: Process, target: int, future: asyncio.Future[Any]) -> None:
+        graph, waiter = self._graph, process.pid
+        self._blocked[waiter] = (process, future)
         graph.add_edge(waiter, target)
-        if not graph.has_node(target) or not nx.has_path(graph, target, waiter):
+        if target not in self._blocked or not nx.has_path(graph, target, waiter):
             return
         cycle: list[int] = nx.shortest_path(graph, target, waiter)
-        for pid in cycle:
-            stuck = self._futures[pid]
-            if not stuck.done():
-                stuck.set_exception(_deadlock(cycle))
+        stuck = [self._blocked[pid] for pid in cycle]
+        if any(len(process.inflight) > 1 for process, _ in stuck):
+            return
+        for _, blocked in stuck:
+            if not blocked.done():
+                blocked.set_exception(_deadlock(cycle))
 
     def _remove_edge(self, waiter: int) -> None:
-        self._futures.pop(waiter, None)
+        del self._blocked[waiter]
         (target,) = list(self._graph.successors(waiter))
         self._graph.remove_edge(waiter, target)
         for pid in (waiter, target):
