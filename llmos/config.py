@@ -1,0 +1,322 @@
+"""Settings: what they are, where they come from, and what to say when one is wrong.
+
+Strength, strongest first: arguments, `llmos.toml` (working folder, then the user's configuration
+folder), environment variables `LLMOS_*`, defaults. Tables of the file and the environment merge
+key by key; an argument replaces the whole setting. Every problem is a `ConfigError` that names the
+field, where its value came from, and what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import platformdirs
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from llmos.syscalls.errors import ConfigError
+from llmos.syscalls.rights import Quota
+from llmos.syscalls.values import Value
+
+Table = Mapping[str, Any]
+DriverName = Literal["llama_cpp", "torch", "scripted"]
+PolicyName = Literal["fifo", "round_robin", "priority"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+FILE_NAME = "llmos.toml"
+_PREFIX = "LLMOS_"
+_FILE_VARIABLE = "LLMOS_CONFIG"
+
+
+class Settings(Value):
+    """A value whose validation failures are `ConfigError`s."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as problem:
+            raise _config_error(cls, problem) from problem
+
+
+class ModelConfig(Settings):
+    """A language model that agents can name, and the sizes that its driver must keep to."""
+
+    source: str = Field(min_length=1)
+    driver: DriverName
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    dtype: str = "auto"
+    context_tokens: int = Field(default=4096, ge=64)
+    sequences: int = Field(default=16, ge=1, le=256)
+    batch_tokens: int = Field(default=512, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+
+class EmbeddingConfig(Settings):
+    """The embedding model behind `Embed` and the long-term store."""
+
+    name: str = Field(default="minilm", min_length=1)
+    source: str = Field(default="minilm", min_length=1)
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+
+
+def _default_models() -> dict[str, ModelConfig]:
+    return {
+        "smollm2": ModelConfig(source="smollm2", driver="llama_cpp"),
+        "smollm2-torch": ModelConfig(source="smollm2", driver="torch"),
+    }
+
+
+class Config(Settings):
+    """Everything that a kernel is booted with.
+
+    `home` holds process homes, the long-term store and histories; `cache` holds pulled models.
+    `quota` bounds all that one kernel runs. `quantum_tokens` is how long a sequence keeps
+    its place in the batch under round robin. `offline` forbids downloads.
+    """
+
+    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("llmos")))
+    cache: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("llmos")))
+    models: dict[str, ModelConfig] = Field(default_factory=_default_models, min_length=1)
+    default_model: str = ""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    policy: PolicyName = "priority"
+    mailbox_messages: int = Field(default=256, ge=1)
+    pipe_bytes: int = Field(default=65_536, ge=1)
+    trace_events: int = Field(default=200_000, ge=0)
+    quantum_tokens: int = Field(default=16, ge=1)
+    quota: Quota = Quota()
+    offline: bool = False
+
+    @field_validator("home", "cache", mode="after")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _each_model(cls, models: Any) -> Any:
+        if not isinstance(models, Mapping):
+            return models
+        entries: Mapping[Any, Any] = models
+        return {
+            name: _nested(f"models.{name}", ModelConfig, entry) for name, entry in entries.items()
+        }
+
+    @field_validator("embedding", mode="before")
+    @classmethod
+    def _embedding(cls, embedding: Any) -> Any:
+        return _nested("embedding", EmbeddingConfig, embedding)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_default_model(cls, data: Any) -> Any:
+        """Without a word on it, the default model is "smollm2" where configured, else the first."""
+        if not isinstance(data, Mapping) or data.get("default_model"):
+            return data
+        models: Any = data.get("models", ("smollm2",))
+        names = [str(name) for name in models] if isinstance(models, Iterable) else []
+        chosen = "smollm2" if "smollm2" in names or not names else names[0]
+        return {**data, "default_model": chosen}
+
+    @model_validator(mode="after")
+    def _check_default_model(self) -> Config:
+        if self.default_model not in self.models:
+            raise ConfigError(
+                "default_model",
+                f"{self.default_model!r} is not a configured model"
+                f"{_suggestion(self.default_model, self.models)}",
+            )
+        return self
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the model store keeps what was pulled."""
+        return self.cache / "models"
+
+    def replace(self, **changes: Any) -> Config:
+        """A checked copy with some settings changed."""
+        return build_config({**dict(self), **changes})
+
+
+def build_config(settings: Mapping[str, Any]) -> Config:
+    """A config from a mapping. Raises: ConfigError."""
+    return Config.model_validate(dict(settings))
+
+
+def load_config(
+    *,
+    file: Path | str | None = None,
+    environment: Mapping[str, str] | None = None,
+    **overrides: Any,
+) -> Config:
+    """The config of this working folder, user and environment.
+
+    `file` (or the variable LLMOS_CONFIG) names a file that must exist and is read instead of
+    `llmos.toml`. An override of None counts as not given. Raises: ConfigError.
+    """
+    variables = os.environ if environment is None else environment
+    arguments = {key: value for key, value in overrides.items() if value is not None}
+    found = find_file(file or variables.get(_FILE_VARIABLE) or None)
+    from_environment, _ = read_environment(variables)
+    layers: dict[str, dict[str, Any]] = {
+        "the environment": from_environment,
+        str(found or FILE_NAME): read_file(found) if found else {},
+        "an argument": arguments,
+    }
+    known_models = {name: dict(model) for name, model in _default_models().items()}
+    settings: dict[str, Any] = {"models": known_models}
+    for origin, layer in layers.items():
+        settings = {**settings, **layer} if origin == "an argument" else _merged(settings, layer)
+    try:
+        return build_config(settings)
+    except ConfigError as problem:
+        origin = _origin(problem.field, layers)
+        if origin is None:
+            raise
+        raise ConfigError(problem.field, f"{problem.message} (from {origin})") from problem
+
+
+def find_file(named: Path | str | None = None) -> Path | None:
+    """The configuration file in force, or None. Raises: ConfigError when a named one is missing."""
+    if named is not None:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise ConfigError(str(named), "there is no such configuration file")
+        return path.absolute()
+    folders = (Path.cwd(), Path(platformdirs.user_config_dir("llmos")))
+    return next((path for folder in folders if (path := folder / FILE_NAME).is_file()), None)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a file; its relative folders are relative to it. Raises: ConfigError."""
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(str(path), f"this is not TOML: {problem}") from problem
+    except OSError as problem:
+        raise ConfigError(str(path), f"the file cannot be read: {problem.strerror}") from problem
+    for key in ("home", "cache"):
+        if isinstance(settings.get(key), str):
+            settings[key] = path.parent / Path(settings[key]).expanduser()
+    return settings
+
+
+def read_environment(variables: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Settings in `LLMOS_*` variables, and the variables that name none.
+
+    Two underscores descend a table: `LLMOS_MODELS__SMOLLM2__THREADS=2`. A value that starts as a
+    JSON object or array is one; an empty value counts as not set. A variable that only resembles a
+    setting is refused as a typing error; any other is left alone, because container platforms
+    inject variables such as LLMOS_PORT for a service of this name.
+    """
+    settings: dict[str, Any] = {}
+    unknown: list[str] = []
+    for variable, text in sorted(variables.items()):
+        if not variable.startswith(_PREFIX) or variable == _FILE_VARIABLE or not text:
+            continue
+        path = variable.removeprefix(_PREFIX).lower().split("__")
+        if path[0] not in Config.model_fields:
+            if near := _nearest(path[0], Config.model_fields):
+                raise ConfigError(
+                    variable, f"there is no such setting; did you mean {_PREFIX}{near.upper()}?"
+                )
+            unknown.append(variable)
+            continue
+        if path[0] == "models" and len(path) > 1:
+            path[1] = _model_name(path[1])
+        table = settings
+        for key in path[:-1]:
+            table = table.setdefault(key, {})
+        table[path[-1]] = _environment_value(variable, text)
+    return settings, tuple(unknown)
+
+
+# --- internals ------------------------------------------------------------------------------------
+
+
+def _environment_value(variable: str, text: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise ConfigError(variable, f"this is not JSON: {problem}") from problem
+
+
+def _model_name(spelled: str) -> str:
+    """The default model that a variable means: names with dashes are spelled with underscores."""
+    by_spelling = {name.replace("-", "_"): name for name in _default_models()}
+    return by_spelling.get(spelled, spelled)
+
+
+def _merged(weak: Table, strong: Table) -> dict[str, Any]:
+    merged = dict(weak)
+    for key, value in strong.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(cast(Table, below), cast(Table, value))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _origin(field: str, layers: Mapping[str, Table]) -> str | None:
+    """Which layer gave a field its value; None when it is a default."""
+    for origin, layer in reversed(list(layers.items())):
+        value: Any = layer
+        for key in field.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                break
+            value = value[key]
+        else:
+            return origin
+    return None
+
+
+def _nested(field: str, shape: type[Settings], data: Any) -> Any:
+    """`data` as a `shape`; an error inside it names its whole path."""
+    try:
+        return shape.model_validate(data)
+    except ConfigError as problem:
+        is_whole = problem.field == shape.__name__
+        path = field if is_whole else f"{field}.{problem.field}"
+        raise ConfigError(path, problem.message) from problem
+
+
+def _config_error(shape: type[Settings], problem: ValidationError) -> ConfigError:
+    """The first validation failure in words that say what to write."""
+    first = problem.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    field = ".".join(path) or shape.__name__
+    value: Any = first.get("input")
+    match first["type"]:
+        case "extra_forbidden":
+            known = Quota.model_fields if path[0] == "quota" else shape.model_fields
+            return ConfigError(field, f"there is no such setting{_suggestion(path[-1], known)}")
+        case "missing":
+            return ConfigError(field, "this setting is required")
+        case "literal_error":
+            allowed = get_args(shape.model_fields[path[0]].annotation)
+            return ConfigError(field, f"{value!r} is not allowed{_suggestion(str(value), allowed)}")
+        case "string_pattern_mismatch" if path[-1] == "device":
+            return ConfigError(field, f"{value!r} is not a device; write cpu, cuda, cuda:N or mps")
+        case _:
+            return ConfigError(field, f"{value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)), None)
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.5)), None)
+    guess = f"; did you mean {near!r}?" if near else ";"
+    return f"{guess} known: {', '.join(names)}"

@@ -1,0 +1,115 @@
+"""Bringing models here with somebody watching: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from llmos.tables import size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llmos.config import Config
+    from llmos.memory.model_card import Card
+    from llmos.memory.model_store import ModelStore
+
+    Tell = Callable[[str, int, int | None], None]
+
+
+def needed_models(config: Config) -> tuple[str, ...]:
+    """The sources of the models that a kernel started by a person will want first."""
+    default = config.models[config.default_model]
+    return () if default.driver == "scripted" else (default.source, config.embedding.source)
+
+
+def bring_models(config: Config, screen: Console) -> None:
+    """Pull what is missing of the default models; with `config.offline` only look.
+
+    Raises: SyscallError("unknown_model") when offline, otherwise as `ModelStore.pull`.
+    """
+    store = open_store(config)
+    for source in needed_models(config):
+        if is_here(store, source):
+            continue
+        if config.offline:
+            store.card(source)  # raises, naming what is here and how to get the rest
+        pull(store, source, screen)
+
+
+def open_store(config: Config) -> ModelStore:
+    """The store in the configured cache folder."""
+    from llmos.memory.model_store import ModelStore
+
+    return ModelStore(config.models_folder)
+
+
+def is_here(store: ModelStore, source: str) -> bool:
+    """Whether a source's files are here, whole by a look at their sizes."""
+    from llmos.memory.catalogue import CATALOGUE
+    from llmos.memory.model_source import parse_source
+    from llmos.syscalls.errors import SyscallError
+
+    is_name = source in CATALOGUE or ":" not in source
+    try:
+        store.path(source if is_name else parse_source(source).default_name)
+    except SyscallError as problem:
+        if problem.code in ("unknown_model", "storage"):
+            return False
+        raise
+    return True
+
+
+def pull(store: ModelStore, source: str, screen: Console, *, name: str | None = None) -> Card:
+    """Pull one model, showing how far it is. Raises: as `ModelStore.pull`."""
+    with _watched(source, screen) as tell:
+        return store.pull(source, name=name, progress=tell)
+
+
+# --- internals ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watched(source: str, screen: Console) -> Generator[Tell]:
+    if screen.is_terminal:
+        with _bar(source, screen) as tell:
+            yield tell
+    else:
+        yield _lines(source, screen)
+
+
+@contextmanager
+def _bar(source: str, screen: Console) -> Generator[Tell]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True) as progress:
+        task = progress.add_task(source, total=None)
+
+        def tell(stage: str, done_bytes: int, total_bytes: int | None) -> None:
+            progress.update(
+                task, description=f"{source}: {stage}", completed=done_bytes, total=total_bytes
+            )
+
+        yield tell
+
+
+def _lines(source: str, screen: Console) -> Tell:
+    """A line per stage, not per byte."""
+    last = ""
+
+    def tell(stage: str, done_bytes: int, total_bytes: int | None) -> None:
+        nonlocal last
+        if stage != last:
+            last = stage
+            of = f" ({size(total_bytes)})" if total_bytes else ""
+            screen.print(f"{source}: {stage}{of}", markup=False)
+
+    return tell
