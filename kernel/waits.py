@@ -81,11 +81,10 @@ class Waits:
             return
         cycle: list[int] = nx.shortest_path(graph, target, waiter)
         stuck = [self._blocked[pid] for pid in cycle]
-        if any(len(process.inflight) > 1 for process, _ in stuck):
+        if any(blocked.done() or len(process.inflight) > 1 for process, blocked in stuck):
             return
         for _, blocked in stuck:
-            if not blocked.done():
-                blocked.set_exception(_deadlock(cycle))
+            blocked.set_exception(_deadlock(cycle))
 
     def _remove_edge(self, waiter: int) -> None:
         del self._blocked[waiter]
