@@ -24,6 +24,7 @@ class Value(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         ser_json_bytes="base64",
+        ser_json_inf_nan="constants",  # the default writes null for them, in silence
         val_json_bytes="base64",
         serialize_by_alias=True,
         validate_by_name=True,

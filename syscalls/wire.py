@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import types
-from functools import lru_cache
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from llmos.syscalls.values import JsonObject, Value
 CALL_TYPES: tuple[type[Call[Any]], ...] = get_args(Syscall)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _call_adapter() -> TypeAdapter[Any]:
     return TypeAdapter(AnySyscall)
 
@@ -46,11 +46,15 @@ def encode(value: Value) -> JsonObject:
     Raises: SyscallError("invalid") when it holds something that JSON cannot.
     """
     try:
-        return json.loads(value.model_dump_json())
+        return json.loads(value.model_dump_json(), parse_constant=_refuse_constant)
     except ValueError as problem:
         raise SyscallError(
             "invalid", f"a value cannot be written as JSON: {problem}", field=type(value).__name__
         ) from problem
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
 
 
 def decode_call(data: JsonObject) -> Syscall:
