@@ -24,10 +24,12 @@ def check_empty(sequence: SequenceId, length: int) -> None:
         raise DeviceError(f"sequence {sequence} holds {length} tokens; trim it to 0 first")
 
 
-def check_kept(sequence: SequenceId, tokens: int, length: int) -> None:
+def check_kept(info: ModelInfo, sequence: SequenceId, tokens: int, length: int) -> None:
     """Raises: DeviceError unless a sequence of `length` tokens can keep its first `tokens`."""
     if not 0 <= tokens <= length:
         raise DeviceError(f"sequence {sequence} holds {length} tokens; cannot keep {tokens}")
+    if 0 < tokens < length and not info.abilities.can_trim:
+        raise DeviceError(f"a model of the kind {info.architecture} keeps whole sequences only")
 
 
 def check_feeds(
@@ -73,5 +75,5 @@ def _check_feed(
     after = length(feed.sequence) + len(feed.tokens)
     if after > info.context_tokens:
         raise DeviceError(
-            f"sequence {feed.sequence} would hold {after} tokens; its window is {info.context_tokens}"
+            f"sequence {feed.sequence} would hold {after} tokens of {info.context_tokens} at most"
         )

@@ -64,7 +64,9 @@ class ConstraintCompiler:
         try:
             grammar = _grammar(constraint)
         except (TypeError, ValueError) as problem:
-            raise DeviceError(f"the {constraint.type} constraint is no JSON: {problem}") from problem
+            raise DeviceError(
+                f"the {constraint.type} constraint is no JSON: {problem}"
+            ) from problem
         # Verbose errors would carry the parser's state, which is of no use to an agent.
         limits = LLParserLimits(verbose_errors=False)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
@@ -109,20 +111,20 @@ class Matcher:
         """
         bits = self._matcher.compute_bitmask()
         # In its error state llguidance allows the end tokens, as if the output were whole.
-        self._check()
+        self.check()
         words = np.frombuffer(bits, np.uint8)
         return np.unpackbits(words, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
-        """Take the token that was chosen. Raises: DeviceError when the constraint forbids it."""
+        """Take the token that was chosen; one that the constraint forbids shows in `check`."""
         self._matcher.consume_token(token)
-        self._check()
 
     def forced(self) -> list[int]:
         """The tokens that must come next whatever the model says; often none."""
         return self._matcher.compute_ff_tokens()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises: DeviceError when the output left the constraint, or it grew too complex."""
         if self._matcher.is_error():
             raise DeviceError(f"the constraint cannot go on: {_reason(self._matcher)}")
 

@@ -8,8 +8,9 @@ The order is: logit bias; repetition, frequency and presence penalties; the mask
 top-k; top-p (over what top-k kept); min-p; one draw. Log-probabilities are of the raw row, before
 all of it.
 
-What a seed promises: one uniform number of PCG64 is used per sampled token and nothing else, so the
-same seed, the same settings and the same logits give the same tokens, whatever other sequences do.
+What a seed promises: one uniform number of PCG64 is used per sampled token and nothing else, so a
+draw is a function of the seed, the settings, the logits and the number of tokens generated before,
+whatever other sequences do and however often the sequence was preempted.
 What it cannot promise: the same logits. A device may round a sequence's logits differently when the
 batch has another shape, and a draw that falls within that rounding (or a near tie under greedy)
 then goes the other way. `tests/drivers/test_contract.py` says what holds for each driver.
@@ -52,17 +53,26 @@ class Choice(NamedTuple):
 class Sampler:
     """The sampling state of one sequence over a vocabulary of `vocabulary` tokens.
 
-    `prompt` begins the penalty window. One thread at a time.
+    `prompt` begins the penalty window; `generated` are tokens that were sampled before, after which
+    the random stream and the window continue. One thread at a time.
     Raises: DeviceError when a logit bias names a token that the vocabulary does not have.
     """
 
-    def __init__(self, sampling: Sampling, vocabulary: int, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocabulary: int,
+        prompt: Sequence[int] = (),
+        generated: Sequence[int] = (),
+    ) -> None:
         self._sampling = sampling
         self._temperature = sampling.temperature and max(sampling.temperature, _LEAST_TEMPERATURE)
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        # One step of PCG64 a token: skipping the steps already taken resumes the stream.
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed).advance(len(generated)))
         self._window: deque[int] | None = None
         if _has_penalties(sampling):
             self._window = deque(prompt, maxlen=sampling.penalty_window_tokens)
+            self._window.extend(generated)
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._bias_values = np.fromiter(sampling.logit_bias.values(), np.float32)
         foreign = self._bias_ids[(self._bias_ids < 0) | (self._bias_ids >= vocabulary)]
@@ -192,6 +202,6 @@ def _with_logprobs(logits: Row, token: int, wanted: int) -> Choice:
 def _why_no_token(logits: Row, mask: Mask | None) -> str:
     if mask is not None and not mask.any():
         return "the constraint allows no further token"
-    if np.isnan(logits).any():
-        return "the model's output is not a number; its file or an adapter is damaged"
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        return "the model's output is not finite; its file or an adapter is damaged"
     return "no token is left to choose from: every allowed one has probability zero"
