@@ -1,0 +1,295 @@
+"""The long-term store: what processes remember, found again by meaning and by words.
+
+One crash-safe unit of two parts: the SQLite database is the truth (`database.py`, `notes.py`), the
+FAISS index (`vectors.py`) is derived from it and caught up on open. A call that has returned is on
+the disk; a call that raised has changed nothing. Refuses to know who may use which namespace (the
+kernel's gate) and how text becomes vectors (the embedding driver).
+
+Every method blocks and may be called from any thread. One lock serialises them: database and index
+change together, and a call takes milliseconds.
+
+Not protected: BM25 weighs words by how rare they are in the whole store, so scores (not contents)
+depend on other namespaces.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from llmos.memory import notes as rows
+from llmos.memory.database import Database, damaged, storage_errors
+from llmos.memory.folder import INDEX_FILE, FolderLock
+from llmos.memory.notes import Filter
+from llmos.memory.rank import fuse, match_query
+from llmos.memory.vectors import VectorIndex, unit_vectors
+from llmos.syscalls.calls import Note
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
+from llmos.syscalls.values import JsonObject
+
+if TYPE_CHECKING:
+    from llmos.memory.vectors import Matrix
+
+Mode = Literal["dense", "lexical", "hybrid"]
+Scored = tuple[int, float, dict[str, float]]
+
+# How far down each ranking the fusion looks: a note that only one of them likes can still win.
+FUSION_DEPTH_FACTOR = 4
+FUSION_DEPTH_MIN = 50
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """The store in `folder`, opened or created, for vectors of `dimensions`.
+
+    Raises: ConfigError when another kernel uses the folder, or it was written by a newer version or
+    for other dimensions; SyscallError("storage") when the disk refuses or the database is damaged.
+    """
+
+    def __init__(
+        self, folder: Path, *, dimensions: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self.dimensions = dimensions
+        self._clock = clock
+        self._mutex = Lock()
+        self._is_open = False
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(folder)
+        try:
+            self._database = Database(folder, dimensions=dimensions)
+            try:
+                with storage_errors(self._database.path):
+                    self._index = self._open_index()
+            except BaseException:
+                self._database.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+        self._is_open = True
+
+    # --- the calls ---
+
+    def remember(
+        self, namespace: str, notes: Sequence[Note], vectors: Sequence[Sequence[float]]
+    ) -> Remembered:
+        """Store notes with one vector each; all or none.
+
+        `ids` are in the notes' order. A note that is there already (same text, source and metadata)
+        gives its old id; it then lasts as long as the longer of the two would.
+        Raises: SyscallError("invalid") naming the field; SyscallError("storage").
+        """
+        if len(notes) != len(vectors):
+            raise SyscallError(
+                "invalid", f"{len(notes)} notes but {len(vectors)} vectors", field="vectors"
+            )
+        matrix = self._unit_vectors(vectors, field="vectors")
+        prepared = [rows.prepare(namespace, note) for note in notes]
+        with self._use() as now:
+            ids: list[int] = []
+            fresh: dict[int, int] = {}  # new id to its row in `matrix`
+            try:
+                with self._database.transaction() as sql:
+                    expired = rows.expired(sql, now)
+                    rows.delete(sql, expired)
+                    for place, row in enumerate(prepared):
+                        note = rows.find_duplicate(sql, row)
+                        if note is None:
+                            blob = matrix[place].astype("<f4").tobytes()
+                            note = rows.insert(sql, namespace, row, blob, now)
+                            fresh[note] = place
+                        ids.append(note)
+                    # Before the commit, so that a failure here undoes the transaction as well.
+                    self._index.add(list(fresh), matrix[list(fresh.values())])
+            except BaseException:
+                self._index.remove(list(fresh))
+                raise
+            self._index.remove(expired)
+        return Remembered(ids=tuple(ids), duplicates=len(ids) - len(fresh))
+
+    def retrieve(
+        self,
+        query: str,
+        vector: Sequence[float] | None,
+        *,
+        k: int,
+        mode: Mode,
+        namespaces: Sequence[str],
+        where: JsonObject,
+    ) -> Hits:
+        """The k best live notes of some namespaces whose metadata has all of `where`.
+
+        `dense` ranks by cosine to `vector`, `lexical` by BM25, `hybrid` by reciprocal rank fusion
+        of both. A hit's `parts` holds `cosine` and `bm25` where known; in hybrid mode also
+        `dense_rank` and `lexical_rank`.
+        Raises: SyscallError("invalid") naming the field; SyscallError("storage").
+        """
+        unit = None
+        if mode != "lexical":
+            if vector is None:
+                raise SyscallError("invalid", f"{mode} search needs a vector", field="vector")
+            unit = self._unit_vectors([vector], field="vector")
+        words = None if mode == "dense" else match_query(query)
+        with self._use() as now:
+            chosen = Filter(namespaces, now, where)
+            match mode:
+                case "dense":
+                    found = [(n, s, {"cosine": s}) for n, s in self._nearest(unit, chosen, k)]
+                case "lexical":
+                    found = [(n, s, {"bm25": s}) for n, s in self._matching(words, chosen, k)]
+                case "hybrid":
+                    found = self._fused(unit, words, chosen, k)
+            return Hits(hits=tuple(rows.fetch(self._database.connection, found)))
+
+    def forget(
+        self,
+        namespace: str,
+        *,
+        ids: Sequence[int] = (),
+        source: str | None = None,
+        where: JsonObject | None = None,
+    ) -> Forgotten:
+        """Delete the notes of a namespace that match every selector given.
+
+        Raises: SyscallError("invalid") without any selector; SyscallError("storage").
+        """
+        if not ids and source is None and not where:
+            raise SyscallError(
+                "invalid", "name what to forget: ids, a source or metadata", field="ids"
+            )
+        with self._use() as now:
+            chosen = Filter([namespace], now, where or {}, source, list(ids) or None)
+            with self._database.transaction() as sql:
+                gone = rows.select_ids(sql, chosen)
+                rows.delete(sql, gone)
+            self._index.remove(gone)
+        return Forgotten(count=len(gone))
+
+    def stat(self, namespaces: Sequence[str] | None = None) -> MemoryInfo:
+        """What the store holds in some namespaces (None: all), and its sizes as a whole."""
+        with self._use() as now:
+            counts = rows.count_by_namespace(self._database.connection, namespaces, now)
+            return MemoryInfo(
+                items=sum(count.items for count in counts),
+                dimensions=self.dimensions,
+                index=self._index.kind,
+                index_bytes=self._index.size_bytes,
+                database_bytes=self._database.size_bytes(),
+                namespaces=counts,
+            )
+
+    def index_bytes(self) -> int:
+        """Resident bytes of the index, for the memory ledger; never waits."""
+        return self._index.size_bytes
+
+    # --- the files ---
+
+    def flush(self) -> None:
+        """Save the index and fold the write-ahead log into the database.
+
+        Nothing acknowledged depends on it; it makes the next open fast.
+        """
+        with self._use():
+            self._flush()
+
+    def close(self) -> None:
+        """Flush, close the files and let another kernel in; a second call does nothing.
+
+        Also when the flush fails, everything is closed.
+        """
+        with self._mutex:
+            if not self._is_open:
+                return
+            self._is_open = False
+            try:
+                with storage_errors(self.folder):
+                    self._flush()
+            finally:
+                self._database.close()
+                self._lock.release()
+
+    def _flush(self) -> None:
+        if not self._index.is_saved:
+            self._index.save(
+                self.folder,
+                store_id=self._database.store_id,
+                last_id=rows.last_id(self._database.connection),
+            )
+        self._database.checkpoint()
+
+    def _open_index(self) -> VectorIndex:
+        """The index from its file, brought to what the database holds."""
+        with self._database.transaction() as sql:
+            rows.delete(sql, rows.expired(sql, self._clock()))
+            live = rows.all_ids(sql)
+            index = VectorIndex.load(
+                self.folder,
+                dimensions=self.dimensions,
+                store_id=self._database.store_id,
+                last_id=rows.last_id(sql),
+            )
+            known = index.ids
+            index.remove(np.setdiff1d(known, live, assume_unique=True))
+            missing = np.setdiff1d(live, known, assume_unique=True)
+            try:
+                for ids, matrix in rows.vectors(sql, missing, self.dimensions):
+                    index.add(ids, matrix)
+            except ValueError as problem:
+                raise damaged(self._database.path, str(problem)) from problem
+        if len(missing):
+            log.info("%s: %d vectors added from the database", INDEX_FILE, len(missing))
+        return index
+
+    # --- searching, under the lock ---
+
+    @contextmanager
+    def _use(self) -> Iterator[float]:
+        """Hold the lock and turn what the disk raises into our errors; gives the time."""
+        with self._mutex, storage_errors(self._database.path):
+            if not self._is_open:
+                raise SyscallError("not_available", "the memory store is closed")
+            yield self._clock()
+
+    def _nearest(self, unit: Matrix | None, chosen: Filter, k: int) -> list[tuple[int, float]]:
+        if unit is None:
+            return []
+        allowed = rows.select_ids(self._database.connection, chosen)
+        return self._index.search(unit, k, allowed)
+
+    def _matching(self, words: str | None, chosen: Filter, k: int) -> list[tuple[int, float]]:
+        if words is None:
+            return []
+        return rows.search_text(self._database.connection, words, chosen, k)
+
+    def _fused(
+        self, unit: Matrix | None, words: str | None, chosen: Filter, k: int
+    ) -> list[Scored]:
+        depth = max(FUSION_DEPTH_FACTOR * k, FUSION_DEPTH_MIN)
+        cosine = dict(self._nearest(unit, chosen, depth))
+        bm25 = dict(self._matching(words, chosen, depth))
+        found: list[Scored] = []
+        for note, score, ranks in fuse({"dense": list(cosine), "lexical": list(bm25)})[:k]:
+            parts = {f"{name}_rank": float(rank) for name, rank in ranks.items()}
+            if note in cosine:
+                parts["cosine"] = cosine[note]
+            if note in bm25:
+                parts["bm25"] = bm25[note]
+            found.append((note, score, parts))
+        return found
+
+    def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
+        try:
+            return unit_vectors(vectors, self.dimensions)
+        except ValueError as problem:
+            raise SyscallError("invalid", str(problem), field=field) from problem
