@@ -32,6 +32,7 @@ from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.kernel.programs import Programs
 from llmos.kernel.settings import Settings
 from llmos.kernel.streams import Console, Pipe
+from llmos.kernel.threads import settle
 from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.trace import Tracer
 from llmos.kernel.trap import TaskTrap
@@ -259,7 +260,7 @@ class Kernel:
     async def sleep(self, process: Process, seconds: float) -> None:
         """Sleep on the kernel's clock."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self.clock.call_later(seconds, lambda: future.done() or future.set_result(None))
+        timer = self.clock.call_later(seconds, lambda: settle(future, None, None))
         try:
             await self.waits.block(process, future, state="sleeping", on=f"{seconds:g} s")
         finally:

@@ -99,10 +99,13 @@ class ToolBox:
         self, process: Process, tool: Tool, arguments: dict[str, Any]
     ) -> asyncio.Future[Any]:
         handle = (self._bind(process),) if tool.wants_handle else ()
-        if inspect.iscoroutinefunction(tool.function):
-            return asyncio.ensure_future(tool.function(*handle, **arguments))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        if inspect.iscoroutinefunction(tool.function):
+            task = loop.create_task(tool.function(*handle, **arguments), name=tool.spec.name)
+            task.add_done_callback(lambda task: _pass_on(task, future))
+            future.add_done_callback(lambda _: task.cancel())
+            return future
 
         def work() -> None:
             try:
@@ -114,6 +117,18 @@ class ToolBox:
 
         threading.Thread(target=work, name=f"tool-{tool.spec.name}", daemon=True).start()
         return future
+
+
+def _pass_on(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> None:
+    if task.cancelled():
+        future.cancel()
+    else:
+        problem = task.exception()
+        if not future.done():
+            if problem is None:
+                future.set_result(task.result())
+            else:
+                future.set_exception(problem)
 
 
 def _output(tool: Tool, value: Any, seconds: float) -> ToolOutput:
