@@ -154,13 +154,21 @@ class ShellCommands:
             return await self._mem_of(self._number("mem", words[0]))
         info = await self._os.stat()
         self._print(tables.ledger_table(info.ledger, resident_bytes=info.resident_bytes))
-        store = await self._os.memory_stat()
-        self._print(
+        self._print(await self._store_line())
+        return OK
+
+    async def _store_line(self) -> str:
+        try:
+            store = await self._os.memory_stat()
+        except SyscallError as problem:
+            if problem.code != "not_available":
+                raise
+            return f"long-term store: none; {problem.message}"
+        return (
             f"long-term store: {tables.count(store.items)} items of {store.dimensions} dimensions, "
             f"index {store.index} {tables.size(store.index_bytes)}, "
             f"database {tables.size(store.database_bytes)}"
         )
-        return OK
 
     async def _mem_of(self, pid: int) -> int:
         found = [info for info in await self._os.ps() if info.pid == pid]
