@@ -46,11 +46,8 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
 
 def models_folder() -> Path:
-    """Where models are kept by default: $LLMOS_MODELS, $LLMOS_HOME/models, the user's cache."""
-    if own := os.environ.get("LLMOS_MODELS"):
-        return Path(own)
-    home = os.environ.get("LLMOS_HOME") or platformdirs.user_cache_dir("llmos")
-    return Path(home) / "models"
+    """Where models are kept by default: in the folder $LLMOS_CACHE, else in the user's cache."""
+    return Path(os.environ.get("LLMOS_CACHE") or platformdirs.user_cache_dir("llmos")) / "models"
 
 
 class ModelStore:
@@ -289,7 +286,7 @@ class ModelStore:
             raise SyscallError(
                 "storage",
                 f"the model store cannot use {where}: {problem.strerror or problem}; free space "
-                "there, mend its permissions, or set LLMOS_MODELS to another folder",
+                "there, mend its permissions, or set LLMOS_CACHE to another folder",
                 path=str(where),
             ) from problem
 

@@ -201,8 +201,7 @@ def _is_done(wanted: dict[str, str]) -> bool:
 def _missing_models() -> list[str]:
     """The default models that the store lacks; its folder is as in memory/model_store.py."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmos"
-    home = Path(os.environ.get("LLMOS_HOME") or cache)
-    folder = Path(os.environ.get("LLMOS_MODELS") or home / "models")
+    folder = Path(os.environ.get("LLMOS_CACHE") or cache) / "models"
     return [name for name in MODELS if not (folder / name / "card.json").exists()]
 
 
