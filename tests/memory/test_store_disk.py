@@ -62,8 +62,9 @@ def assert_whole(store: Store, batches: int) -> None:
     assert store.stat().items == len(store._index) == 10 * batches
     hits = store.retrieve("kernel", None, k=1000, mode="lexical", namespaces=["a"], where={}).hits
     assert len(hits) == 10 * batches
-    check = "PRAGMA integrity_check"
-    assert store._database.connection.execute(check).fetchall() == [("ok",)]
+    sql = store._database.connection
+    assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    sql.execute("INSERT INTO notes_text (notes_text, rank) VALUES ('integrity-check', 1)")
 
 
 def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path) -> None:
