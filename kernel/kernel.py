@@ -374,6 +374,7 @@ class Kernel:
     def _release(self, process: Process) -> None:
         """A process has ended: take back what it holds."""
         process.contexts = None
+        self.inference.release(process)
         self.mailboxes.close(process)
         self.files.release(process)
 

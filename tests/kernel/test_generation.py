@@ -1,0 +1,449 @@
+"""Generation through the whole kernel on the scripted device."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmos.agents.handle import OS
+from llmos.drivers.contract import Abilities, DeviceError, Feed, ModelSpec
+from llmos.drivers.scripted import Scripted
+from llmos.kernel.kernel import Kernel
+from llmos.kernel.settings import ModelSetting
+from llmos.syscalls.content import system, user
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint, Sampling
+from llmos.syscalls.results import Delta, Generated
+from llmos.syscalls.rights import Quota
+
+STORY = "Once upon a time a kernel scheduled many agents, and none of them was ever lost. The end."
+
+
+class Bench:
+    """A scripted device whose steps a test can hold and count."""
+
+    def __init__(self, *, script: dict[str, str] | None = None, **spec: Any) -> None:
+        self.opened: list[Scripted] = []
+        self.batches: list[int] = []
+        self.failures: list[Exception] = []
+        self.gate = threading.Semaphore(0)
+        self.is_gated = False
+        self._script = {"story": STORY} if script is None else script
+        self._abilities: Abilities | None = spec.pop("abilities", None)
+        self._spec = ModelSpec("scripted", Path("scripted"), **spec)
+        self.on_open: Callable[[], None] = lambda: None
+
+    def open(self) -> Scripted:
+        self.on_open()
+        driver = Scripted(
+            self._spec, script=self._script, on_step=self._on_step, abilities=self._abilities
+        )
+        for failure in self.failures:
+            driver.fail_next_step(failure)
+        self.failures = []
+        self.opened.append(driver)
+        return driver
+
+    @property
+    def models(self) -> dict[str, ModelSetting]:
+        return {"scripted": ModelSetting("scripted", "scripted", "scripted", self.open)}
+
+    async def step(self, count: int = 1) -> None:
+        """Let some steps happen and wait until they have."""
+        target = len(self.batches) + count
+        for _ in range(count):
+            self.gate.release()
+        while len(self.batches) < target:
+            await asyncio.to_thread(lambda: None)
+
+    def _on_step(self, feeds: Sequence[Feed]) -> None:
+        if self.is_gated:
+            self.gate.acquire()
+        self.batches.append(len(feeds))
+
+    def free(self) -> None:
+        self.is_gated = False
+        self.gate.release(1000)
+
+
+async def write(os: OS, prompt: str = "story", max_tokens: int = 500) -> str:
+    return (await os.generate(prompt, max_tokens=max_tokens)).text
+
+
+async def quiet(kernel: Kernel) -> None:
+    """Wait until the device holds nothing of a process's and has told the kernel so."""
+    engine = await kernel.devices.engine(None)
+    while True:
+        await engine.on_device(lambda driver: None)
+        info = engine.info()
+        if info.running == info.waiting == 0:
+            # What the engine said last is delivered before this answer.
+            await engine.on_device(lambda driver: None)
+            return
+
+
+def test_text_usage_and_accounting_of_one_generation(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            generated = await kernel.os.generate("story", max_tokens=500)
+            assert (generated.text, generated.finish) == (STORY, "stop")
+            assert generated.usage.completion_tokens == len(STORY)
+            account = kernel.init.account
+            assert account.tokens_in == generated.usage.prompt_tokens
+            assert account.tokens_out == len(STORY)
+            assert account.kv_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_yields_the_text_in_pieces_and_then_the_result(boot_kernel: Any) -> None:
+    bench = Bench(script={"story": "héllo wörld"})
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pieces = [piece async for piece in kernel.os.stream("story")]
+            assert isinstance(pieces[-1], Generated)
+            deltas = [piece.text for piece in pieces[:-1] if isinstance(piece, Delta)]
+            assert "".join(deltas) == pieces[-1].text == "héllo wörld"
+            assert "\ufffd" not in "".join(deltas)
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_stream_frees_its_sequence(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            stream = kernel.os.stream("story", max_tokens=500)
+            assert isinstance(await anext(stream), Delta)
+            await stream.aclose()
+            await quiet(kernel)
+            info = kernel.devices.infos()[0]
+            assert (info.running, info.kv_tokens_used) == (0, 0)
+            assert kernel.init.account.kv_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_stop_string_ends_the_text_before_it(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            generated = await kernel.os.generate("story", stop=["kernel"], max_tokens=500)
+            assert (generated.text, generated.finish) == ("Once upon a time a ", "stop")
+
+    asyncio.run(scenario())
+
+
+def test_many_agents_share_the_batch_and_none_is_lost(boot_kernel: Any) -> None:
+    bench = Bench(script={}, sequences=8)
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            alone = [
+                (await kernel.os.generate(f"number {index}", max_tokens=40)).text
+                for index in range(50)
+            ]
+            pids = [await kernel.os.spawn(write, f"number {index}", 40) for index in range(50)]
+            assert await kernel.os.results(pids) == alone
+            await quiet(kernel)
+            assert max(bench.batches) == 8
+            assert len(kernel.table) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("policy", ["fifo", "round_robin", "priority"])
+@pytest.mark.parametrize("can_save", [True, False])
+def test_preemption_changes_no_text(boot_kernel: Any, policy: str, can_save: bool) -> None:
+    abilities = Abilities(can_save=can_save)
+    bench = Bench(script={}, sequences=2, abilities=abilities)
+    sampling = Sampling(temperature=1.0, seed=7, repetition_penalty=1.1)
+
+    async def sample(os: OS, index: int) -> str:
+        await os.nice(index % 5)
+        prompt = f"topic {index}"
+        return (await os.generate(prompt, sampling=sampling, max_tokens=40)).text
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models, policy=policy, quantum_tokens=8) as kernel:
+            alone = [await kernel.os.result(await kernel.os.spawn(sample, i)) for i in range(9)]
+            pids = [await kernel.os.spawn(sample, index) for index in range(9)]
+            assert await kernel.os.results(pids) == alone
+
+    asyncio.run(scenario())
+
+
+def test_a_better_priority_takes_the_place_of_a_running_generation(boot_kernel: Any) -> None:
+    bench = Bench(script={}, sequences=1)
+    bench.is_gated = True
+    order: list[str] = []
+
+    async def job(os: OS, name: str) -> None:
+        await os.generate(name, max_tokens=20)
+        order.append(name)
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models, policy="priority") as kernel:
+            slow = await kernel.os.spawn(job, "background", nice=10)
+            await bench.step(3)
+            fast = await kernel.os.spawn(job, "urgent", nice=-10)
+            await asyncio.sleep(0)
+            bench.free()
+            await kernel.os.results([slow, fast])
+            assert order == ["urgent", "background"]
+
+    asyncio.run(scenario())
+
+
+def test_stop_and_continue_in_mid_generation_change_no_text(boot_kernel: Any) -> None:
+    bench = Bench()
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pid = await kernel.os.spawn(write)
+            await bench.step(10)
+            await kernel.os.signal(pid, "STOP")
+            bench.free()
+            engine = await kernel.devices.engine(None)
+            await engine.on_device(lambda driver: None)
+            steps = len(bench.batches)
+            # Others run on while the process is stopped.
+            await kernel.os.generate("something else", max_tokens=5)
+            stopped = kernel.table.get(pid)
+            assert stopped.shown_state == "stopped"
+            assert not stopped.is_over
+            assert all(size == 1 for size in bench.batches[steps:])
+            await kernel.os.signal(pid, "CONT")
+            assert await kernel.os.result(pid) == STORY
+
+    asyncio.run(scenario())
+
+
+def test_a_kill_in_mid_generation_frees_its_kv(boot_kernel: Any) -> None:
+    bench = Bench()
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pid = await kernel.os.spawn(write)
+            await bench.step(5)
+            process = kernel.table.get(pid)
+            assert process.state == "waiting_device"
+            assert process.account.kv_bytes > 0
+            await kernel.os.signal(pid, "KILL")
+            bench.free()
+            await quiet(kernel)
+            info = kernel.devices.infos()[0]
+            assert (info.kv_tokens_used, info.cached_sequences) == (0, 0)
+            assert process.account.kv_bytes == 0
+            assert process.account.held["tokens_out"] == process.account.tokens_out <= 7
+
+    asyncio.run(scenario())
+
+
+def test_term_ends_a_generation_and_lets_the_program_clean_up(boot_kernel: Any) -> None:
+    bench = Bench()
+    bench.is_gated = True
+
+    async def careful(os: OS) -> None:
+        try:
+            await os.generate("story", max_tokens=500)
+        finally:
+            await os.send(1, "cleaned up")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pid = await kernel.os.spawn(careful)
+            await bench.step(3)
+            await kernel.os.signal(pid, "TERM")
+            bench.free()
+            assert (await kernel.os.receive()).body == "cleaned up"
+            assert (await kernel.os.wait(pid)).signal == "TERM"
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_step_fails_the_calls_that_it_hit_and_no_other(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            await kernel.os.generate("story", max_tokens=1)
+            bench.opened[0].fail_next_step(DeviceError("a passing fault"))
+            with pytest.raises(SyscallError, match="a passing fault") as failure:
+                await kernel.os.generate("story", max_tokens=500)
+            assert failure.value.code == "device"
+            assert isinstance(failure.value.__cause__, DeviceError)
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+            assert len(bench.opened) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "fault", [DeviceError("out of memory", is_fatal=True), RuntimeError("a driver's bug")]
+)
+def test_a_device_that_loses_its_state_is_reopened(boot_kernel: Any, fault: Exception) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            await kernel.os.generate("story", max_tokens=1)
+            bench.opened[0].fail_next_step(fault)
+            with pytest.raises(SyscallError, match=str(fault)):
+                await kernel.os.generate("story", max_tokens=500)
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+            assert len(bench.opened) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_cannot_be_opened_says_why_and_is_tried_again(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    def refuse() -> None:
+        raise DeviceError("the model file is cut short")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            bench.on_open = refuse
+            with pytest.raises(SyscallError, match="cut short"):
+                await kernel.os.generate("story")
+            info = kernel.devices.infos()[0]
+            assert (info.state, info.reason) == ("down", "the model file is cut short")
+            bench.on_open = lambda: None
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+
+    asyncio.run(scenario())
+
+
+def test_quotas_of_tokens_are_charged_exactly(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def spender(os: OS) -> list[Any]:
+        first = await os.generate("story", max_tokens=30)
+        second = await os.generate("story", max_tokens=30)
+        try:
+            await os.generate("story", max_tokens=30)
+        except SyscallError as problem:
+            return [first.finish, second.finish, len(second.text), problem.fields["quota"]]
+        return []
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pid = await kernel.os.spawn(spender, quota=Quota(tokens_out=40))
+            assert await kernel.os.result(pid) == ["length", "quota", 10, "tokens_out"]
+            pid = await kernel.os.spawn(write, quota=Quota(kv_bytes=10))
+            error = (await kernel.os.wait(pid)).error
+            assert error.fields["quota"] == "kv_bytes"
+            pid = await kernel.os.spawn(write, quota=Quota(tokens_in=3))
+            assert (await kernel.os.wait(pid)).error.fields["quota"] == "tokens_in"
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_over_the_window_is_refused_with_both_counts(boot_kernel: Any) -> None:
+    bench = Bench(context_tokens=64)
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            with pytest.raises(SyscallError) as refusal:
+                await kernel.os.generate("x" * 100)
+            assert refusal.value.code == "context_overflow"
+            assert refusal.value.fields["limit_tokens"] == 64
+            assert refusal.value.fields["prompt_tokens"] > 100
+            generated = await kernel.os.generate("y" * 20, max_tokens=500)
+            assert generated.finish in ("context_full", "stop")
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            with pytest.raises(SyscallError, match="known are scripted") as refusal:
+                await kernel.os.generate("story", model="gpt-17")
+            assert refusal.value.code == "unknown_model"
+
+    asyncio.run(scenario())
+
+
+def test_a_shared_prefix_is_computed_once(boot_kernel: Any) -> None:
+    bench = Bench(script={}, sequences=8)
+    rules = system("Rules that every agent reads. " * 20)
+
+    async def agent(os: OS, index: int) -> list[int]:
+        generated = await os.generate([rules, user(f"case {index}")], max_tokens=10)
+        return [generated.usage.cached_tokens, generated.usage.prompt_tokens]
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pids = [await kernel.os.spawn(agent, index) for index in range(8)]
+            usage = await kernel.os.results(pids)
+            assert sorted(cached > 600 for cached, _ in usage) == [False] + [True] * 7
+            assert kernel.devices.infos()[0].shared_tokens > 7 * 600
+
+    asyncio.run(scenario())
+
+
+def test_contexts_keep_turns_and_forks_go_their_own_way(boot_kernel: Any) -> None:
+    bench = Bench(script={"one": "first", "two": "second"})
+
+    async def child(os: OS, contexts: list[int]) -> list[str]:
+        await os.generate("two", context=contexts[0])
+        info = await os.context_stat(contexts[0])
+        return [segment.preview for segment in info.segments]
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            os = kernel.os
+            context = await os.context_open([system("be brief")])
+            answer = await os.generate("one", context=context)
+            assert answer.text == "first"
+            seen = await os.result(await os.fork(child, contexts=[context]))
+            assert seen == ["be brief", "one", "first", "two", "second"]
+            mine = await os.context_stat(context)
+            assert [segment.preview for segment in mine.segments] == seen[:3]
+            follow_up = await os.generate("two", context=context)
+            assert follow_up.usage.cached_tokens > 0
+            await os.context_close(context)
+            with pytest.raises(SyscallError, match="no context"):
+                await os.context_stat(context)
+
+    asyncio.run(scenario())
+
+
+def test_constraints_hold_whatever_the_model_wants(boot_kernel: Any) -> None:
+    bench = Bench()
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"type": "integer"}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            choice = ChoiceConstraint(choices=("yes", "no"))
+            assert (await kernel.os.generate("story", constraint=choice)).text in ("yes", "no")
+            constraint = JsonSchemaConstraint(json_schema=schema)
+            generated = await kernel.os.generate("story", constraint=constraint, max_tokens=60)
+            assert generated.text.startswith('{"answer":')
+            broken = JsonSchemaConstraint(json_schema={"type": "no such type"})
+            with pytest.raises(SyscallError, match="constraint"):
+                await kernel.os.generate("story", constraint=broken)
+
+    asyncio.run(scenario())
