@@ -91,7 +91,7 @@ def list_models(config: Config, *, is_verifying: bool, as_json: bool) -> int:
 
 def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
     """Probe the drivers, and show the rates that each configured model was last measured at."""
-    from llmos.drivers.probing import probe
+    from llmos.drivers.probe import probe
 
     found = probe()
     problems: dict[str, str] = {}
@@ -122,7 +122,7 @@ def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
             device.device,
             size(device.memory_bytes) if device.memory_bytes else "",
             "available" if device.is_available else f"unavailable: {device.reason}",
-            ", ".join(f"{key} {value}" for key, value in device.details.items()),
+            ", ".join(_detail(key, value) for key, value in device.details.items()),
         )
         for device in found
     ]
@@ -191,6 +191,11 @@ def _configured(config: Config) -> Sequence[Sequence[str]]:
 def _is_here(config: Config, name: str) -> bool:
     model = config.models[name]
     return model.driver == "scripted" or is_here(open_store(config), model.source)
+
+
+def _detail(key: str, value: str) -> str:
+    """One detail of a device; sizes in words."""
+    return f"{size(int(value))} free" if key == "free_bytes" else f"{key} {value}"
 
 
 def _facts(card: Card) -> str:

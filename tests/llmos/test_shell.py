@@ -1,4 +1,4 @@
-"""The shell: jobs, pipes, signals, commands; by script, by simulated keys and on a real terminal."""
+"""The shell: jobs, pipes, signals and commands; by script and by simulated keys."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ class Screen:
 
 @asynccontextmanager
 async def booted(home: Path) -> AsyncIterator[Kernel]:
-    kernel = Kernel(
-        Settings(home=home, models={}, default_model=None), bind=OS, programs=PROGRAMS
-    )
+    kernel = Kernel(Settings(home=home, models={}, default_model=None), bind=OS, programs=PROGRAMS)
     try:
         yield kernel
     finally:
@@ -320,7 +318,10 @@ def converse(home: Path, scenario: Callable[[Person], Awaitable[None]]) -> tuple
             async with booted(home) as kernel:
                 talking = asyncio.create_task(scenario(Person(keys, screen, kernel)))
                 status = await interactive_shell(
-                    kernel, keyboard=keys, output=PlainTextOutput(screen.file), terminal=screen.terminal
+                    kernel,
+                    keyboard=keys,
+                    output=PlainTextOutput(screen.file),
+                    terminal=screen.terminal,
                 )
                 await talking
                 return status, screen.text
