@@ -7,7 +7,7 @@ registers the shipped programs and tools.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ async def boot(
     programs: Mapping[str, ProgramFunction] | None = None,
     clock: Clock | None = None,
     **overrides: Any,
-) -> AsyncIterator[Kernel]:
+) -> AsyncGenerator[Kernel]:
     """Run a kernel for as long as the block lasts.
 
     Devices open when they are first used. `programs` are added to the shipped ones.
@@ -50,7 +50,8 @@ async def boot(
         settings_of(config), bind=OS, programs={**PROGRAMS, **(programs or {})}, clock=clock
     )
     for tool in (*TOOLS, PYTHON_TOOL):
-        kernel.tools.add(tool)
+        if tool is not None:
+            kernel.tools.add(tool)
     try:
         yield kernel
     finally:
