@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from llmos.drivers.contract import (
     Allocation,
+    ConstraintError,
     DeviceError,
     Feed,
     LanguageModel,
@@ -619,14 +620,14 @@ class Engine:
         """Fail the calls that a failure hit; after a fatal one, all, and reopen the device."""
         if not problem.is_fatal:
             for generation in batch:
-                self._fail(generation, _device_failure(self.name, problem, generation))
+                self._fail(generation, _device_failure(self.name, problem))
             return
         for generation in list(self._generations):
             if generation.sequence is None and generation.saved is None:
                 continue  # has nothing on the device: it can still run after a reopen
             generation.sequence = None
             generation.saved = None
-            self._fail(generation, _device_failure(self.name, problem, generation))
+            self._fail(generation, _device_failure(self.name, problem))
         self.driver.close()
         try:
             self._open()
@@ -640,12 +641,16 @@ class Engine:
         return self._kv
 
 
-def _device_failure(name: str, problem: DeviceError, generation: Generation) -> SyscallError:
-    if generation.order.constraint is not None and not problem.is_fatal and not generation.output:
-        what = f"the constraint or the device {name} refused: {problem}"
+def _device_failure(name: str, problem: DeviceError) -> SyscallError:
+    if isinstance(problem, ConstraintError):
+        error = SyscallError("invalid", f"constraint: {problem}", field="constraint")
     else:
-        what = f"device {name} failed: {problem}"
-    error = SyscallError("device", what, is_retryable=problem.is_fatal, device=name)
+        error = SyscallError(
+            "device",
+            f"device {name} failed: {problem}",
+            is_retryable=problem.is_fatal,
+            device=name,
+        )
     error.__cause__ = problem
     return error
 
