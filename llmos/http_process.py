@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from llmos.syscalls.calls import Call, Generate
 from llmos.syscalls.errors import SyscallError
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 PROGRAMS = ("http.chat", "http.completion", "http.embedding")
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """Text that one of a request's calls has generated."""
 
     index: int
     text: str
 
 
-class Ended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ended:
     """The result of one of a request's calls."""
 
     index: int

@@ -8,7 +8,7 @@ becomes a `SyscallError` that names the field, as any other refused call does.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
@@ -174,7 +174,7 @@ class AllowedTools(Wire):
 
 
 def _choice_kind(value: Any) -> str:
-    is_named = isinstance(value, dict) and value.get("type") == "function"  # pyright: ignore[reportUnknownMemberType]
+    is_named = isinstance(value, dict) and value.get("type") == "function"
     return "word" if isinstance(value, str) else "named" if is_named else "allowed"
 
 
@@ -199,7 +199,7 @@ class JsonSchemaSpec(Wire):
 
     name: str
     description: str | None = None
-    json_schema: JsonObject | None = Field(None, alias="schema")
+    json_schema: JsonObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -228,19 +228,19 @@ class GenerateRequest(Wire):
     """
 
     model: str
-    temperature: float = Field(1.0, ge=0.0, le=2.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int | None = Field(None, ge=1)
-    min_p: float = Field(0.0, ge=0.0, lt=1.0)
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0)
-    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, le=10.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
     seed: int | None = None
     stop: Annotated[
         Annotated[str, Tag("text")] | Annotated[list[str], Tag("list")], Discriminator(_is_text)
     ] = []
-    n: int = Field(1, ge=1, le=128)
+    n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
@@ -249,10 +249,10 @@ class ChatRequest(GenerateRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: list[WireMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat = TextFormat(type="text")
     tools: list[ToolItem] = []
     tool_choice: ToolChoice | None = None
@@ -265,8 +265,8 @@ class CompletionRequest(GenerateRequest):
     prompt: Annotated[
         Annotated[str, Tag("text")] | Annotated[list[str], Tag("list")], Discriminator(_is_text)
     ]
-    max_tokens: int = Field(16, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=20)
+    max_tokens: int = Field(default=16, ge=1)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
 class EmbeddingRequest(Wire):
@@ -278,7 +278,7 @@ class EmbeddingRequest(Wire):
         Discriminator(_is_text),
     ]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1)
 
 
 # --- from bytes to a request ----------------------------------------------------------------------
@@ -298,7 +298,7 @@ def parse(shape: type[W], body: bytes) -> W:
         raise SyscallError("invalid", f"the body is not JSON: {problem}") from problem
     if not isinstance(data, dict):
         raise SyscallError("invalid", "the body is not a JSON object")
-    given: JsonObject = {name: value for name, value in data.items() if value is not None}  # pyright: ignore[reportUnknownVariableType]
+    given: JsonObject = {name: value for name, value in data.items() if value is not None}
     try:
         return shape.model_validate(_served(shape, given))
     except ValidationError as problem:
@@ -334,9 +334,9 @@ def _field(location: tuple[str | int, ...], given: JsonValue, *, is_missing: boo
     here: Any = given
     for part in location:
         is_key = isinstance(here, dict) and part in here
-        is_place = isinstance(here, list) and isinstance(part, int) and part < len(here)  # pyright: ignore[reportUnknownArgumentType]
+        is_place = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if is_key or is_place:
-            here = here[part]  # pyright: ignore[reportUnknownVariableType]
+            here = cast(Any, here)[part]
             path.append(str(part))
     if is_missing:
         path.append(str(location[-1]))

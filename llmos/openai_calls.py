@@ -211,13 +211,13 @@ def call_schema(specs: tuple[ToolSpec, ...], *, or_answer: JsonObject | None = N
 def _moved(schema: JsonValue, root: str) -> JsonValue:
     """A schema whose references within itself hold at its new place `root` of a larger one."""
     if isinstance(schema, list):
-        return [_moved(item, root) for item in schema]  # pyright: ignore[reportUnknownVariableType]
+        return [_moved(item, root) for item in schema]
     if not isinstance(schema, dict):
         return schema
     moved: JsonObject = {}
-    for key, value in schema.items():  # pyright: ignore[reportUnknownVariableType]
+    for key, value in schema.items():
         is_reference = key == "$ref" and isinstance(value, str) and value.startswith("#")
-        moved[str(key)] = root + value[1:] if is_reference else _moved(value, root)  # pyright: ignore[reportUnknownArgumentType]
+        moved[str(key)] = root + value[1:] if is_reference else _moved(value, root)
     return moved
 
 
@@ -332,7 +332,7 @@ def _arguments(text: str, where: str) -> JsonObject:
         raise _refused(where, f"this is not JSON: {problem}") from problem
     if not isinstance(arguments, dict):
         raise _refused(where, "arguments are one JSON object")
-    return arguments  # pyright: ignore[reportUnknownVariableType]
+    return arguments
 
 
 def _refused(field: str, why: str) -> SyscallError:

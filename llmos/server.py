@@ -15,7 +15,7 @@ import contextlib
 import signal
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import uvicorn
@@ -97,15 +97,15 @@ async def serve(
     `port` 0 takes a free one; `on_ready` is told the address. Raises: ConfigError when the address
     cannot be had.
     """
-    from llmos.booting import boot
+    with _listen(host, port) as listening:
+        from llmos.booting import boot
 
-    listening = _listen(host, port)
-    async with boot(config) as kernel:
-        app = create_app(kernel, hosts=_LOOPBACK if host in _LOOPBACK else None)
-        if on_ready is not None:
-            name = f"[{host}]" if ":" in host else host
-            on_ready(f"http://{name}:{listening.getsockname()[1]}")
-        await Server(app).serve([listening])
+        async with boot(config) as kernel:
+            app = create_app(kernel, hosts=_LOOPBACK if host in _LOOPBACK else None)
+            if on_ready is not None:
+                name = f"[{host}]" if ":" in host else host
+                on_ready(f"http://{name}:{listening.getsockname()[1]}")
+            await Server(app).serve([listening])
 
 
 class Server(uvicorn.Server):
@@ -129,7 +129,7 @@ class Server(uvicorn.Server):
         )
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None, None, None]:
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         try:

@@ -7,7 +7,7 @@ coroutine and wait. Any thread may call them, and several at once: their generat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import wraps
@@ -26,12 +26,13 @@ R = TypeVar("R")
 
 
 @contextmanager
-def boot(config: Config | None = None, **overrides: Any) -> Iterator[Kernel]:
+def boot(config: Config | None = None, **overrides: Any) -> Generator[Kernel, None, None]:
     """A running kernel; arguments and errors are those of `llmos.boot`. Leaving it shuts down."""
     booted: Future[Kernel] = Future()
     with ThreadPoolExecutor(1, thread_name_prefix="llmos") as executor:
         life = executor.submit(asyncio.run, _live(booted, config, overrides))
-        wait({booted, life}, return_when=FIRST_COMPLETED)
+        either: list[Future[Any]] = [booted, life]
+        wait(either, return_when=FIRST_COMPLETED)
         if life.done():
             life.result()  # raises what kept it from booting
         kernel = booted.result()
