@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from llmos.kernel.learn import LearnJobs
+from llmos.memory.registry import Registry
+from llmos.syscalls.calls import Evaluate, Example, Finetune
+from llmos.syscalls.content import assistant, user
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import ModelVersion, Trained
+from llmos.syscalls.values import JsonObject
+
+BANKING77 = Path(__file__).parent.parent / "data" / "banking77_small.jsonl"
+PARITY = tuple(
+    Example(messages=(user(str(n)), assistant("even" if n % 2 == 0 else "odd"))) for n in range(12)
+)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(tmp_path / "models")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, registry: Registry, tiny_model_path: Path) -> LearnJobs:
+    return LearnJobs(
+        folder=tmp_path / "adapters",
+        registry=registry,
+        resolve_base=lambda name: (name or "tiny", tiny_model_path),
+        threads=1,
+    )
+
+
+def parity(name: str = "parity", **settings: Any) -> Finetune:
+    given = {"data": PARITY, "epochs": 5, "learning_rate": 1e-2, "eval_share": 0.25, **settings}
+    return Finetune(name=name, **given)
+
+
+def endless(name: str = "endless") -> Finetune:
+    return parity(name, epochs=1_000_000)
+
+
+async def refused(jobs: LearnJobs, call: Finetune | Evaluate) -> SyscallError:
+    with pytest.raises(SyscallError) as error:
+        if isinstance(call, Finetune):
+            await jobs.finetune(call, on_progress=lambda _: None)
+        else:
+            await jobs.evaluate(call)
+    return error.value
+
+
+class Running:
+    """A finetune as a task, with its events as they come."""
+
+    def __init__(self, jobs: LearnJobs, call: Finetune) -> None:
+        self.kinds: list[str] = []
+        self._waiting: dict[str, asyncio.Event] = {}
+        self.task = asyncio.ensure_future(jobs.finetune(call, on_progress=self._hear))
+
+    def _hear(self, event: JsonObject) -> None:
+        self.kinds.append(event["event"])
+        self._heard(event["event"]).set()
+
+    def _heard(self, kind: str) -> asyncio.Event:
+        return self._waiting.setdefault(kind, asyncio.Event())
+
+    async def until(self, kind: str) -> None:
+        await self._heard(kind).wait()
+
+    async def cancel(self) -> None:
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+
+# --- a job from its call to its version -----------------------------------------------------------
+
+
+def test_a_finetune_registers_an_adapter_that_evaluates_better(
+    jobs: LearnJobs, registry: Registry, tmp_path: Path
+) -> None:
+    data = tmp_path / "parity.jsonl"
+    data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
+
+    async def run() -> tuple[Trained, float, float]:
+        running = Running(jobs, parity(data=str(data)))
+        trained = await running.task
+        assert running.kinds[:2] == ["start", "eval"]
+        assert running.kinds[-3:] == ["checkpoint", "eval", "done"]
+        base = await jobs.evaluate(Evaluate(data=PARITY))
+        adapted = await jobs.evaluate(Evaluate(data=PARITY, adapter="parity"))
+        assert base.rows == adapted.rows == len(PARITY)
+        assert adapted.perplexity == pytest.approx(math.exp(adapted.loss))
+        return trained, base.loss, adapted.loss
+
+    trained, base_loss, adapted_loss = asyncio.run(run())
+    assert adapted_loss < base_loss - 0.3
+    assert trained.eval_loss_before is not None
+    assert trained.eval_loss_after is not None
+    assert trained.eval_loss_after < trained.eval_loss_before
+    assert [step for step, _ in trained.losses] == list(range(1, len(trained.losses) + 1))
+    assert trained.tokens > 0
+    version = registry.get("parity")
+    assert version == trained.version
+    assert (version.kind, version.base, version.parent) == ("adapter", "tiny", "tiny")
+    assert version.path is not None
+    assert (Path(version.path) / "adapter_config.json").exists()
+    assert version.metrics["eval_loss_after"] == trained.eval_loss_after
+    assert version.card["data"]["path"] == str(data)
+    assert version.card["data"]["train_rows"] == 9
+    assert version.card["settings"]["rank"] == 8
+    assert not list((tmp_path / "adapters").glob(".evaluate-*"))
+
+
+def test_bad_rows_of_a_call_are_refused_by_row_and_field(
+    jobs: LearnJobs, registry: Registry
+) -> None:
+    bad = (*PARITY, Example(messages=(user("13"),)))
+
+    async def run() -> None:
+        for call in (parity(data=bad), Evaluate(data=bad)):
+            error = await refused(jobs, call)
+            assert error.code == "invalid"
+            assert error.message.startswith("row 13: messages.0.role: ")
+            assert error.fields["field"] == "messages.0.role"
+        missing = await refused(jobs, parity(data="/none/rows.jsonl"))
+        assert (missing.code, missing.fields["name"]) == ("not_found", "/none/rows.jsonl")
+
+    asyncio.run(run())
+    assert registry.list() == []
+
+
+def test_what_cannot_be_trained_is_refused_with_what_can(jobs: LearnJobs) -> None:
+    async def run() -> None:
+        objective = await refused(jobs, parity(objective="prefer"))
+        assert (objective.code, objective.fields["available"]) == ("not_available", ["instruct"])
+        method = await refused(jobs, parity(method="full"))
+        assert (method.code, method.fields["available"]) == ("not_available", ["lora"])
+
+    asyncio.run(run())
+
+
+def test_a_name_in_use_is_refused_before_any_training(
+    jobs: LearnJobs, registry: Registry, tmp_path: Path
+) -> None:
+    registry.add(ModelVersion(name="taken", kind="adapter", base="tiny"))
+    error = asyncio.run(refused(jobs, parity("taken")))
+    assert (error.code, error.fields) == ("invalid", {"field": "name"})
+    assert not (tmp_path / "adapters" / "taken").exists()
+
+
+def test_an_adapter_is_evaluated_on_its_own_base_only(jobs: LearnJobs, registry: Registry) -> None:
+    registry.add(ModelVersion(name="other's", kind="adapter", base="other", path="/none"))
+
+    async def run() -> None:
+        wrong = await refused(jobs, Evaluate(data=PARITY, model="tiny", adapter="other's"))
+        assert (wrong.code, wrong.fields) == ("invalid", {"field": "adapter"})
+        unknown = await refused(jobs, Evaluate(data=PARITY, adapter="nobody's"))
+        assert unknown.code == "unknown_model"
+
+    asyncio.run(run())
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def test_cancelling_keeps_the_adapter_but_registers_nothing(
+    jobs: LearnJobs, registry: Registry, tmp_path: Path
+) -> None:
+    async def run() -> list[str]:
+        running = Running(jobs, endless())
+        await running.until("progress")
+        await running.cancel()
+        return running.kinds
+
+    assert asyncio.run(run())[-2:] == ["checkpoint", "cancelled"]
+    assert (tmp_path / "adapters" / "endless" / "adapter" / "adapter_model.safetensors").exists()
+    assert registry.list() == []
+    assert not psutil.Process().children()
+
+
+def test_a_job_stops_and_goes_on_and_can_be_ended_while_stopped(jobs: LearnJobs) -> None:
+    async def run() -> None:
+        jobs.stop("nobody")  # without effect
+        running = Running(jobs, endless())
+        await running.until("progress")
+        (worker,) = psutil.Process().children()
+        jobs.stop("endless")
+        while worker.status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0)
+        jobs.resume("endless")
+        assert worker.status() != psutil.STATUS_STOPPED
+        jobs.stop("endless")
+        await running.cancel()
+        assert not worker.is_running()
+
+    asyncio.run(run())
+
+
+def test_one_job_trains_at_a_time_and_a_name_trains_once(jobs: LearnJobs) -> None:
+    async def run() -> None:
+        first = Running(jobs, endless("first"))
+        await first.until("start")
+        assert (await refused(jobs, parity("first"))).code == "busy"
+        second = Running(jobs, parity("second", max_steps=1))
+        await second.until("queued")
+        assert second.kinds == ["queued"]
+        await first.cancel()
+        assert (await second.task).version.name == "second"
+        assert second.kinds[-1] == "done"
+
+    asyncio.run(run())
+
+
+def test_a_worker_ended_from_outside_is_a_failure_that_says_what_is_kept(
+    jobs: LearnJobs, tmp_path: Path
+) -> None:
+    async def run() -> SyscallError:
+        running = Running(jobs, endless())
+        await running.until("progress")
+        (worker,) = psutil.Process().children()
+        worker.terminate()
+        with pytest.raises(SyscallError) as failed:
+            await running.task
+        return failed.value
+
+    error = asyncio.run(run())
+    assert error.code == "failed"
+    assert error.fields["path"] == str(tmp_path / "adapters" / "endless" / "adapter")
+
+
+# --- real data, real model ------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_a_few_steps_on_real_data_lower_the_held_out_loss(
+    tmp_path: Path, registry: Registry, smollm2_path: Path
+) -> None:
+    jobs = LearnJobs(
+        folder=tmp_path / "adapters",
+        registry=registry,
+        resolve_base=lambda _: ("smollm2", smollm2_path),
+    )
+    call = Finetune(
+        name="banking",
+        data=str(BANKING77),
+        max_steps=12,
+        learning_rate=1e-3,
+        eval_share=0.05,
+    )
+    trained = asyncio.run(jobs.finetune(call, on_progress=lambda _: None))
+    assert trained.eval_loss_before is not None
+    assert trained.eval_loss_after is not None
+    assert trained.eval_loss_after < 0.5 * trained.eval_loss_before
+    assert len(json.loads(trained.version.model_dump_json())["card"]["data"]["data_sha256"]) == 64
