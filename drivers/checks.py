@@ -24,6 +24,14 @@ def check_empty(sequence: SequenceId, length: int) -> None:
         raise DeviceError(f"sequence {sequence} holds {length} tokens; trim it to 0 first")
 
 
+def check_fits(info: ModelInfo, tokens: int) -> None:
+    """Raises: DeviceError when a saved sequence of `tokens` tokens is longer than the window."""
+    if tokens > info.context_tokens:
+        raise DeviceError(
+            f"the saved sequence holds {tokens} tokens; the window is {info.context_tokens}"
+        )
+
+
 def check_kept(info: ModelInfo, sequence: SequenceId, tokens: int, length: int) -> None:
     """Raises: DeviceError unless a sequence of `length` tokens can keep its first `tokens`."""
     if not 0 <= tokens <= length:

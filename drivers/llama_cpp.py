@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmos.drivers import kv_blob
-from llmos.drivers.checks import check_empty, check_feeds, check_kept, check_sequence
+from llmos.drivers.checks import check_empty, check_feeds, check_fits, check_kept, check_sequence
 from llmos.drivers.contract import (
     Allocation,
     DeviceError,
@@ -210,11 +210,7 @@ class LlamaCpp:
     def restore(self, blob: bytes, sequence: SequenceId) -> None:
         check_empty(sequence, self.length(sequence))
         saved = kv_blob.unpack(blob, self._fingerprint)
-        if saved.tokens > self._info.context_tokens:
-            raise DeviceError(
-                f"the saved sequence holds {saved.tokens} tokens; "
-                f"the window is {self._info.context_tokens}"
-            )
+        check_fits(self._info, saved.tokens)
         self._write_state(np.frombuffer(saved.payload, np.uint8), sequence, saved.tokens)
 
     def _read_state(self, sequence: SequenceId) -> State:

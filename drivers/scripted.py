@@ -19,7 +19,7 @@ import numpy as np
 
 from llmos.drivers import kv_blob
 from llmos.drivers.chat import ChatFormat
-from llmos.drivers.checks import check_empty, check_feeds, check_kept, check_sequence
+from llmos.drivers.checks import check_empty, check_feeds, check_fits, check_kept, check_sequence
 from llmos.drivers.constraint import ConstraintCompiler
 from llmos.drivers.contract import (
     Abilities,
@@ -53,10 +53,11 @@ _WORDS = (
     "bridge", "copper", "garden", "light", "signal", "paper", "north", "wheel", "morning", "glass",
 )  # fmt: skip
 
-# The scripted token is far above the rest; of the rest, what closes JSON is a little above.
-_SCRIPTED_LOGIT, _CLOSING_LOGIT = 20.0, 2.0
+# The scripted token is far above the rest; of the rest, what closes JSON is a little above, so that
+# a constrained reply ends.
+_SCRIPTED_LOGIT, _QUOTE_LOGIT, _CLOSING_LOGIT = 20.0, 4.0, 2.0
 _NOISE: Row = np.random.Generator(np.random.PCG64(0)).random(VOCABULARY, np.float32)
-_CLOSING = np.array([*b'"}],:', 257], np.int64)
+_QUOTE, _CLOSING = ord('"'), np.array([*b"}],:", 257], np.int64)
 
 
 class Scripted:
@@ -209,6 +210,7 @@ class Scripted:
         self._check_ability(self._info.abilities.can_save, "save")
         check_empty(sequence, self.length(sequence))
         saved = kv_blob.unpack(blob, self._fingerprint)
+        check_fits(self._info, saved.tokens)
         self._held[sequence] = str(saved.payload, "utf-16-le")
 
     def attach(self, name: str, path: Path) -> None:
@@ -243,6 +245,7 @@ class Scripted:
         noise = zlib.crc32(held[-8:].encode("utf-16-le"), len(held)) % VOCABULARY
         row = np.roll(_NOISE, noise)
         row[_CLOSING] += _CLOSING_LOGIT
+        row[_QUOTE] += _QUOTE_LOGIT
         row[self._next_token(held, self._decodings[sequence].adapter)] = _SCRIPTED_LOGIT
         return row
 
@@ -253,9 +256,11 @@ class Scripted:
         if adapter is not None:
             reply = f"{adapter}: {reply}"
         data = reply.encode().decode("latin-1")
+        if data in answered:
+            return ord(_END)
         # The answer may begin with a prefix that the reply does not have.
         written = next(n for n in range(len(data), -1, -1) if answered.endswith(data[:n]))
-        return ord(data[written]) if written < len(data) else ord(_END)
+        return ord(data[written])
 
     def _reply(self, said: str) -> str:
         found = self._script.get(said) if isinstance(self._script, Mapping) else self._script(said)
