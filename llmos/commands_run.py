@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from llmos import exits
 from llmos.booting import boot
 from llmos.jobs import Job, Jobs, show_outcome
+from llmos.logs import log_to_file
 from llmos.pulling import bring_models
-from llmos.syscalls.results import Accounting, Exited
+from llmos.rates import remember_rates
+from llmos.syscalls.results import Accounting, Exited, KernelInfo
 from llmos.syscalls.values import JsonObject
 from llmos.tables import console, total
 from llmos.terminal import Terminal
@@ -42,11 +46,18 @@ def run_program(
     trace: Path | None,
 ) -> int:
     """Run a program in the foreground; returns the exit status."""
+    log = log_to_file(config.home)
     bring_models(config, console(is_error=True))
     # A program named as module:function is looked for where the person is, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
     terminal = Terminal.standard(is_reading=is_reading)
-    return asyncio.run(_run(config, [program, *words], terminal, quota, nice, as_json, trace))
+    job = asyncio.run(_run(config, [program, *words], terminal, quota, nice, as_json, trace))
+    last = job.last
+    if job.is_interrupted or last is None or last.error is None:
+        return job.status
+    if last.error.code == "failed" and log is not None:
+        terminal.errors.print(Text(f"details: {log}", style="dim"), soft_wrap=True)
+    return exits.exit_status_of_code(last.error.code)
 
 
 async def _run(
@@ -57,13 +68,14 @@ async def _run(
     nice: int | None,
     as_json: bool,
     trace: Path | None,
-) -> int:
+) -> Job:
     async with boot(config) as kernel:
         terminal.is_muted = as_json
         jobs = Jobs(kernel, terminal)
         job = await jobs.start([words], " ".join(words), quota=quota, nice=nice)
         await jobs.foreground(job)
-        info = await kernel.os.stat()
+        info: KernelInfo = await kernel.os.stat()
+        remember_rates(config.home, info)
         if trace is not None:
             write_trace(kernel.chrome_trace(), trace)
         terminal.is_muted = False
@@ -72,14 +84,7 @@ async def _run(
             terminal.write(outcome.encode() + b"\n")
         else:
             show_outcome(job, terminal)
-        return _status(job)
-
-
-def _status(job: Job) -> int:
-    last = job.last
-    if not job.is_interrupted and last is not None and last.error is not None:
-        return exits.exit_status_of_code(last.error.code)
-    return job.status
+        return job
 
 
 def _outcome(job: Job, used: Accounting) -> JsonObject:
@@ -98,6 +103,7 @@ def _outcome(job: Job, used: Accounting) -> JsonObject:
 
 def run_shell(config: Config, line: str | None) -> int:
     """Run the shell on one line, on the lines of a pipe, or with a person."""
+    log_to_file(config.home)
     bring_models(config, console(is_error=True))
     sys.path.insert(0, str(Path.cwd()))
     return asyncio.run(_shell(config, line))
@@ -122,6 +128,7 @@ def run_server(config: Config, host: str, port: int) -> int:
     """Serve HTTP until a signal."""
     from llmos.server import serve
 
+    log_to_file(config.home)
     errors = console(is_error=True)
     bring_models(config, errors)
 

@@ -29,6 +29,7 @@ import llmos
 from llmos import exits, tables
 from llmos.jobs import why
 from llmos.live import REFRESH_S, overview, room
+from llmos.rates import remember_rates
 from llmos.report import Report, write_report
 from llmos.sharing import Sharing
 from llmos.syscalls.errors import ConfigError
@@ -76,8 +77,10 @@ def run_demo(
     terminal: Terminal | None = None,
 ) -> int:
     """Run the demo; returns the exit status. Raises: ConfigError for a folder that is not there."""
+    from llmos.logs import log_to_file
     from llmos.pulling import bring_models
 
+    log_to_file(config.home)
     terminal = terminal or Terminal(input_fd=None)
     out = _output_folder(out, config.home)
     files = _given_folder(folder) if folder is not None else own_docs(out / "files")
@@ -102,6 +105,7 @@ async def _demo(
         if exited is None:
             return exits.INTERRUPTED
         info: KernelInfo = await kernel.os.stat()
+        remember_rates(config.home, info)
         report = _report(config, files, exited, info, kernel.chrome_trace(), seconds, run)
         trace_path, report_path = out / "trace.json", out / "report.html"
         write_trace(report.trace, trace_path)

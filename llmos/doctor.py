@@ -22,7 +22,7 @@ from rich.text import Text
 
 from llmos import exits
 from llmos.syscalls.errors import ConfigError, SyscallError
-from llmos.tables import console, size
+from llmos.tables import console, seconds, size
 
 if TYPE_CHECKING:
     from llmos.config import Config
@@ -84,6 +84,7 @@ def look(file: Path | None = None) -> Iterator[Finding]:
     yield _memory()
     yield from _models(config)
     yield from _isolation()
+    yield _sandbox()
 
 
 # --- findings -------------------------------------------------------------------------------------
@@ -205,6 +206,29 @@ def _isolation() -> Iterator[Finding]:
     offered = {name: found for name, probe in probes if (found := probe())}
     detail = ", ".join(f"{name} ({found})" for name, found in offered.items()) or "none"
     yield Finding("isolation offered", "ok" if offered else "warning", detail)
+
+
+def _sandbox() -> Finding:
+    """Which walls stand around Python that a model writes: tried, not guessed."""
+    import asyncio
+
+    from llmos.kernel.sandbox import run_python
+
+    try:
+        run = asyncio.run(run_python("print('inside')"))
+    except SyscallError as problem:
+        return Finding("python tool", "problem", problem.message)
+    if run.status != 0 or "inside" not in run.output:
+        return Finding("python tool", "problem", f"it ended with status {run.status}: {run.output}")
+    detail = f"runs in {seconds(run.seconds)} behind: {', '.join(run.walls)}"
+    if "network" in run.walls:
+        return Finding("python tool", "ok", detail)
+    return Finding(
+        "python tool",
+        "warning",
+        detail,
+        "this machine forbids user namespaces: such programs reach the network",
+    )
 
 
 # --- probes ---------------------------------------------------------------------------------------
