@@ -64,7 +64,8 @@ class KVSpace:
 
     `shared_cells` is the size in tokens of one buffer that all sequences draw from and in which
     forks share (llama.cpp's unified KV); None: each sequence has `context_tokens` of its own and a
-    fork copies. A prefix shorter than `fork_min_tokens` is computed rather than forked.
+    fork copies. A prefix shorter than `fork_min_tokens` is computed rather than forked: all chat
+    prompts open with the same few tokens, which are not worth a copy.
     Raises: ConfigError when one full sequence does not fit into the shared buffer.
     """
 
@@ -74,7 +75,7 @@ class KVSpace:
         sequences: int,
         context_tokens: int,
         shared_cells: int | None = None,
-        fork_min_tokens: int = 16,
+        fork_min_tokens: int = 8,
     ) -> None:
         if shared_cells is not None and shared_cells < context_tokens:
             raise ConfigError(
@@ -142,7 +143,7 @@ class KVSpace:
         if self.length(sequence) + len(tokens) > self.context_tokens:
             raise KernelPanic(f"sequence {sequence} grew over its {self.context_tokens} tokens")
         self._trees[held.key].extend(sequence, tokens)
-        if self.used_tokens > self.total_tokens:
+        if self._shared_cells is not None and self.used_tokens > self._shared_cells:
             raise KernelPanic(f"the shared KV buffer of {self.total_tokens} tokens overflowed")
 
     def truncate(self, sequence: SequenceId, tokens: int) -> None:
