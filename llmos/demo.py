@@ -35,6 +35,7 @@ from llmos.sharing import Sharing
 from llmos.syscalls.errors import ConfigError
 from llmos.syscalls.results import Exited, KernelInfo
 from llmos.terminal import Terminal, signals
+from llmos.timeline import read_trace
 from llmos.trace_file import VIEWER, write_trace
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ class _Run:
     started_s: float
     lines: list[str] = field(default_factory=list[str])
     partial: str = ""
-    most_processes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -106,12 +106,12 @@ async def _demo(
             return exits.INTERRUPTED
         info: KernelInfo = await kernel.os.stat()
         remember_rates(config.home, info)
-        report = _report(config, files, exited, info, kernel.chrome_trace(), seconds, run)
+        report = _report(config, files, exited, info, kernel.chrome_trace(), seconds)
         trace_path, report_path = out / "trace.json", out / "report.html"
         write_trace(report.trace, trace_path)
         write_report(report, report_path)
         if as_json:
-            value = _as_json(exited, info, seconds, run, trace_path, report_path)
+            value = _as_json(exited, report, trace_path, report_path)
             terminal.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         else:
             _show_end(terminal, exited, report, trace_path, report_path)
@@ -174,7 +174,6 @@ async def _live(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> N
         while True:
             info, processes = await init.stat(), await init.ps()
             agents = [process for process in processes if process.pid != init.pid]
-            run.most_processes = max(run.most_processes, _alive(agents))
             said = [Text(line, style="dim", no_wrap=True) for line in run.lines[-_LAST_LINES:]]
             rows = max(5, room(terminal) - _LAST_LINES)
             live.update(Group(overview(info, agents, rows=rows), Text(), *said), refresh=True)
@@ -187,7 +186,6 @@ async def _plain(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> 
     while True:
         processes = await init.ps()
         agents = [process for process in processes if process.pid != init.pid]
-        run.most_processes = max(run.most_processes, _alive(agents))
         if not is_quiet and run.seconds - told_s >= _PLAIN_S:
             told_s = run.seconds
             used = tables.total((await init.stat()).programs.values())
@@ -214,7 +212,6 @@ def _report(
     info: KernelInfo,
     trace: dict[str, Any],
     seconds: float,
-    run: _Run,
 ) -> Report:
     value: dict[str, Any] = exited.value if isinstance(exited.value, dict) else {}
     model = config.models[config.default_model]
@@ -225,7 +222,6 @@ def _report(
         info=info,
         trace=trace,
         seconds=seconds,
-        most_processes=run.most_processes,
         question=value.get("question"),
         answer=value.get("answer") if exited.status == "ok" else why(exited),
         sources=[_source(source) for source in value.get("sources", ())],
@@ -253,30 +249,24 @@ def _show_end(
         screen.print(
             Panel(Text(body), title=escape(report.question or "answer"), title_align="left")
         )
+    most = read_trace(report.trace).most_at_once
     screen.print(tables.accounting_table(report.info.programs))
     screen.print()
     screen.print(
-        f"{tables.seconds(report.seconds)}; at most {report.most_processes} agents at once; "
+        f"{tables.seconds(report.seconds)}; at most {most} agents at once; "
         f"{Sharing.of(report.info).sentence()}"
     )
     screen.print(Text(f"trace   {trace_path}  ({VIEWER} opens it)"), soft_wrap=True)
     screen.print(Text(f"report  {report_path}"), soft_wrap=True)
 
 
-def _as_json(
-    exited: Exited,
-    info: KernelInfo,
-    seconds: float,
-    run: _Run,
-    trace_path: Path,
-    report_path: Path,
-) -> dict[str, Any]:
-    sharing = Sharing.of(info)
+def _as_json(exited: Exited, report: Report, trace_path: Path, report_path: Path) -> dict[str, Any]:
+    sharing = Sharing.of(report.info)
     return {
         **exited.model_dump(mode="json"),
-        "seconds": round(seconds, 3),
-        "most_processes": run.most_processes,
-        "programs": {name: used.model_dump() for name, used in info.programs.items()},
+        "seconds": round(report.seconds, 3),
+        "most_at_once": read_trace(report.trace).most_at_once,
+        "programs": {name: used.model_dump() for name, used in report.info.programs.items()},
         "sharing": {**sharing._asdict(), "share": sharing.share},
         "trace": str(trace_path),
         "report": str(report_path),

@@ -41,7 +41,6 @@ class Report:
     info: KernelInfo
     trace: JsonObject
     seconds: float
-    most_processes: int
     question: str | None = None
     answer: str | None = None
     sources: Sequence[str] = ()
@@ -86,7 +85,7 @@ def _figures(report: Report, timeline: Timeline) -> str:
     figures = [
         (seconds(report.seconds), "from question to answer"),
         (str(len(timeline.lanes)), "processes in all"),
-        (str(report.most_processes), "at once, at most"),
+        (str(timeline.most_at_once), "at once, at most"),
         (count(used.tokens_in), "prompt tokens"),
         (f"{sharing.share:.0%}", "of them not computed again"),
         (count(used.tokens_out), "tokens written"),

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from llmos.syscalls.values import JsonObject
@@ -90,6 +91,13 @@ class Timeline:
     lanes: list[Lane]
     devices: dict[str, list[Step]]
     end_s: float
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest number of processes alive at one moment."""
+        births = [(lane.start_s, 1) for lane in self.lanes]
+        deaths = [(lane.end_s, -1) for lane in self.lanes]
+        return max(accumulate(change for _, change in sorted(births + deaths)), default=0)
 
     @property
     def kinds(self) -> tuple[str, ...]:

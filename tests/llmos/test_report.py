@@ -85,7 +85,6 @@ def report(**changes: Any) -> Report:
         "info": info(),
         "trace": TRACE,
         "seconds": 2.5,
-        "most_processes": 2,
         "question": "Is <b> safe?",
         "answer": "Yes & no",
         "sources": ("docs/<a>.md",),
@@ -99,6 +98,7 @@ def test_a_trace_becomes_lanes_named_by_their_programs() -> None:
         (2, "worker", False),
         (3, "writer", True),
     ]
+    assert timeline.most_at_once == 2
     assert timeline.end_s == pytest.approx(2.1)
     assert [step.prefill_tokens for step in timeline.devices["smollm2"]] == [100, 0]
 
