@@ -432,9 +432,7 @@ class OS:
         timeout_s: float | None = None,
     ) -> r.Mail:
         """Take the oldest message."""
-        return await self._trap.call(
-            calls.Receive(sender=sender, topic=topic, timeout_s=timeout_s)
-        )
+        return await self._trap.call(calls.Receive(sender=sender, topic=topic, timeout_s=timeout_s))
 
     async def publish(self, topic: str, body: JsonValue) -> r.Sent:
         """Send to all subscribers of a topic."""

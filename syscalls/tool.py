@@ -66,7 +66,7 @@ def tool(
     description = inspect.getdoc(function)
     if not description:
         raise ConfigError(f"tool {tool_name}", "write a docstring: the model chooses by it")
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
     parameters = list(inspect.signature(function).parameters.values())
     wants_handle = bool(parameters) and parameters[0].name == "os"

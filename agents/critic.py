@@ -1,0 +1,29 @@
+"""Review a text: a score and one remark."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from llmos.agents.handle import OS
+from llmos.agents.prompts import prompt
+from llmos.syscalls.values import JsonObject
+
+
+class Review(BaseModel):
+    """What the model fills in."""
+
+    score: Literal[1, 2, 3, 4, 5]
+    remark: Annotated[str, Field(pattern=r'^[A-Z]([^."\\\n]|\.[a-z0-9]){10,160}\.$')]
+
+
+async def critic(
+    os: OS, text: str, *, angle: str = "clarity", model: str | None = None
+) -> JsonObject:
+    """Review a text from one angle. Returns `{"angle", "score", "remark"}`, a score of 1 to 5."""
+    review = await os.generate_as(
+        Review, prompt("critic").messages(text=text, angle=angle), model=model, max_tokens=100
+    )
+    await os.print(f"{angle}: {review.score}/5. {review.remark}")
+    return {"angle": angle, **review.model_dump()}

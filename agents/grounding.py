@@ -1,0 +1,115 @@
+"""Answers that stand on sources: numbered sources, quotes from them, citations that are checked.
+
+A quote is a whole sentence of a source, chosen by the model: its answer is constrained to be one of
+the sentences nearest to the question. What a model writes freely is checked against what it cites.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from llmos.agents.handle import OS
+from llmos.agents.prompts import prompt
+from llmos.agents.shots import by_nearness
+from llmos.agents.text import sentences
+from llmos.syscalls.options import ChoiceConstraint
+from llmos.syscalls.results import Hit
+from llmos.syscalls.values import JsonObject
+
+# Shorter ones are headings, longer ones are no sentences or cost too much to choose from.
+_SENTENCE_CHARS = range(25, 301)
+_CITATION = re.compile(r"\s*\[(\d+)\]")
+_CITED_SENTENCE = re.compile(
+    r"\s*(?P<text>[^\[\]]+?)(?P<marks>(?:\s*\[\d+\])*)(?P<end>[.!?])(?=\s|$)"
+)
+_WORD = re.compile(r"[a-z0-9_]{4,}")
+_QUOTE_TOKENS = 200
+
+
+class Quote(NamedTuple):
+    """A sentence of a source, and which of the hits it stands in."""
+
+    text: str
+    hit: Hit
+
+
+class Cited(NamedTuple):
+    """A text whose citations hold, and what had to be taken out of it and why."""
+
+    text: str
+    used: tuple[int, ...]
+    dropped: tuple[str, ...]
+
+
+async def quote(
+    os: OS,
+    question: str,
+    hits: Sequence[Hit],
+    *,
+    candidates: int = 4,
+    model: str | None = None,
+) -> Quote | None:
+    """The sentence that answers a question best in the model's eyes; None when there is none.
+
+    Choices are the `candidates` sentences nearest in meaning to the question.
+    """
+    origin: dict[str, Hit] = {}
+    for hit in hits:
+        for sentence in sentences(hit.text):
+            if len(sentence) in _SENTENCE_CHARS:
+                origin.setdefault(sentence, hit)
+    if not origin:
+        return None
+    found = list(origin)
+    order = await by_nearness(os, question, found)
+    near = [found[index] for index in sorted(order[:candidates])]
+    if len(near) == 1:
+        return Quote(near[0], origin[near[0]])
+    generated = await os.generate(
+        prompt("quote").messages(text=" ".join(near), question=question),
+        model=model,
+        constraint=ChoiceConstraint(choices=tuple(near)),
+        max_tokens=_QUOTE_TOKENS,
+    )
+    chosen = generated.text
+    return Quote(chosen, origin[chosen]) if chosen in origin else None
+
+
+def source_of(hit: Hit) -> JsonObject:
+    """A hit as a source that a reader can look up."""
+    return {"source": hit.source, "line": hit.position, "text": hit.text}
+
+
+def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.6) -> Cited:
+    """Keep the sentences of a text that their citations bear out.
+
+    A citation of a number that is no source is taken out; a sentence is taken out when no citation
+    is left, or when less than `least_support` of its words of four letters and more stand in what
+    it cites.
+    """
+    kept: list[str] = []
+    used: list[int] = []
+    dropped: list[str] = []
+    for match in _CITED_SENTENCE.finditer(text):
+        sentence = match["text"].strip()
+        numbers = [int(number) for number in _CITATION.findall(match["marks"])]
+        real = [number for number in dict.fromkeys(numbers) if number in sources]
+        dropped += [f"[{number}] is no source" for number in numbers if number not in sources]
+        share = support(sentence, " ".join(sources[number] for number in real))
+        if not real:
+            dropped.append(f"no source is cited for: {sentence}")
+        elif share < least_support:
+            dropped.append(f"{share:.0%} of the words stand in what it cites: {sentence}")
+        else:
+            marks = "".join(f"[{number}]" for number in real)
+            kept.append(f"{sentence} {marks}{match['end']}")
+            used += [number for number in real if number not in used]
+    return Cited(" ".join(kept), tuple(used), tuple(dropped))
+
+
+def support(sentence: str, source: str) -> float:
+    """The share of a sentence's longer words that stand in a source; 1.0 when it has none."""
+    words = set(_WORD.findall(sentence.lower()))
+    return len(words & set(_WORD.findall(source.lower()))) / len(words) if words else 1.0

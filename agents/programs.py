@@ -1,0 +1,40 @@
+"""The shipped programs by the names that a person types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmos.agents import filters
+from llmos.agents.chat import chat
+from llmos.agents.critic import critic
+from llmos.agents.debate import debate, debater
+from llmos.agents.demo import demo, demo_reporter
+from llmos.agents.indexing import indexer
+from llmos.agents.rag import rag
+from llmos.agents.react import react
+from llmos.agents.research import research, research_worker, research_writer
+from llmos.agents.summarise import summarise, summarise_chunk
+from llmos.syscalls.trap import ProgramFunction
+
+PROGRAMS: Mapping[str, ProgramFunction] = {
+    "cat": filters.cat,
+    "chat": chat,
+    "critic": critic,
+    "debate": debate,
+    "debater": debater,
+    "demo": demo,
+    "demo-reporter": demo_reporter,
+    "echo": filters.echo,
+    "grep": filters.grep,
+    "indexer": indexer,
+    "rag": rag,
+    "react": react,
+    "research": research,
+    "research-worker": research_worker,
+    "research-writer": research_writer,
+    "sleep": filters.sleep,
+    "summarise": summarise,
+    "summarise-chunk": summarise_chunk,
+    "upper": filters.upper,
+    "wc": filters.wc,
+}

@@ -1,0 +1,261 @@
+"""Solve a task with tools: choose a tool, read its result, until the answer is known.
+
+The model writes one JSON action a step, `{"tool": NAME, "arguments": {...}}`, under constraint: the
+name is one of the tools offered, the arguments fit that tool's own schema. What a constraint cannot
+hold off (a file that is not there, a division by zero, JSON cut by its length) goes back to the
+model as an error that it can act on. An answer is offered once there is a result to answer from.
+
+Source: Yao et al., "ReAct: Synergizing Reasoning and Acting in Language Models", 2023.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from llmos.agents.handle import OS
+from llmos.agents.prompts import Example, examples, prompt
+from llmos.agents.shots import nearest_examples
+from llmos.agents.text import read_lossy
+from llmos.syscalls.content import Message, assistant, user
+from llmos.syscalls.errors import ErrorCode, SyscallError
+from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint
+from llmos.syscalls.results import ToolSpec
+from llmos.syscalls.values import JsonObject
+
+ANSWER = "answer"
+# One sentence; a dot may stand inside a word, as in notes.txt or 3.5.
+SENTENCE = r'^([^."\\\n]|\.[A-Za-z0-9_]){1,240}\.$'
+
+_ANSWER_SPEC = ToolSpec(
+    name=ANSWER,
+    description="Tell the user the answer.",
+    parameters={
+        "type": "object",
+        "properties": {"text": {"type": "string", "pattern": SENTENCE}},
+        "required": ["text"],
+        "additionalProperties": False,
+    },
+)
+_EXAMPLES_SHOWN = 3
+_RESULT_CHARS = 600  # of a result that the model is shown
+_NAME_TOKENS, _ARGUMENT_TOKENS = 24, 160
+
+# What the model can do something about; anything else ends the program.
+_FOR_THE_MODEL: frozenset[ErrorCode] = frozenset(
+    {"tool_invalid", "tool_failed", "timeout", "not_found", "denied", "invalid", "storage", "busy"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One action and what came of it."""
+
+    tool: str
+    arguments: JsonObject
+    result: str
+    is_error: bool
+
+    def value(self) -> JsonObject:
+        return {
+            "tool": self.tool,
+            "arguments": self.arguments,
+            "result": self.result,
+            "is_error": self.is_error,
+        }
+
+
+@dataclass(slots=True)
+class _Run:
+    """A task under way: what the model is shown, and what was done."""
+
+    os: OS
+    model: str | None
+    specs: dict[str, ToolSpec]
+    messages: list[Message]
+    steps: list[Step] = field(default_factory=list[Step])
+
+    async def choose(self, offered: Sequence[str]) -> str:
+        """The tool that the model names."""
+        if len(offered) == 1:
+            return offered[0]
+        opening = '{"tool": "'
+        generated = await self.os.generate(
+            self.messages,
+            model=self.model,
+            prefix=opening,
+            constraint=ChoiceConstraint(choices=tuple(f'{name}"' for name in offered)),
+            max_tokens=_NAME_TOKENS,
+        )
+        return generated.text.removeprefix(opening).rstrip('"')
+
+    async def write_arguments(self, tool: str) -> JsonObject:
+        """The arguments that the model writes. Raises: SyscallError("tool_invalid")."""
+        opening = f'{{"tool": "{tool}", "arguments": '
+        generated = await self.os.generate(
+            self.messages,
+            model=self.model,
+            prefix=opening,
+            constraint=JsonSchemaConstraint(json_schema=self.specs[tool].parameters),
+            max_tokens=_ARGUMENT_TOKENS,
+        )
+        written = generated.text.removeprefix(opening)
+        try:
+            return json.loads(written)
+        except ValueError as problem:
+            raise SyscallError(
+                "tool_invalid",
+                f"the arguments of {tool} did not end within {_ARGUMENT_TOKENS} tokens; "
+                f"write less (finish: {generated.finish})",
+                tool=tool,
+                problems=[written],
+            ) from problem
+
+    async def act(self, tool: str) -> None:
+        """Let the model call a tool, and show it the result or the error."""
+        arguments: JsonObject = {}
+        try:
+            arguments = await self.write_arguments(tool)
+            if any((tool, arguments) == (step.tool, step.arguments) for step in self.steps):
+                raise SyscallError(
+                    "invalid", "this call was made before; its result is above", field="arguments"
+                )
+            output = await self.os.tool_call(tool, arguments)
+        except SyscallError as problem:
+            if problem.code not in _FOR_THE_MODEL:
+                raise
+            self._record(Step(tool, arguments, f"Error: {problem.message}", is_error=True))
+        else:
+            self._record(Step(tool, arguments, output.text, is_error=False))
+
+    def _record(self, step: Step) -> None:
+        self.steps.append(step)
+        self.messages += [
+            assistant(_action(step.tool, step.arguments)),
+            user(f"Result: {_shown(step.result)}"),
+        ]
+
+
+async def react(
+    os: OS,
+    task: str,
+    *,
+    tools: Sequence[str] | None = None,
+    max_steps: int = 6,
+    files: Sequence[str] = (),
+    worked: Sequence[JsonObject] = (),
+    model: str | None = None,
+) -> JsonObject:
+    """Solve a task with tools; the last step always answers.
+
+    `tools` None offers all that the process may use. `files` are copied to the process's home
+    first, under their last names. `worked` are more examples, with the fields of `prompts.Example`.
+    Returns `{"answer", "is_answered", "steps"}`; `is_answered` is False when the model's answer was
+    cut by its length or no tool call succeeded.
+    Raises: SyscallError("invalid") for `max_steps` under 2 or a tool that may not be used.
+    """
+    if max_steps < 2:
+        raise SyscallError("invalid", "max_steps: give at least 2", field="max_steps")
+    await _copy_in(os, files)
+    specs = await _offered(os, tools)
+    known = [*examples(), *(Example.model_validate(one) for one in worked)]
+    fitting = [example for example in known if example.tool in specs]
+    shown = await nearest_examples(os, task, fitting, k=_EXAMPLES_SHOWN)
+    run = _Run(os, model, specs, _opening(task, list(specs.values()), shown))
+    run.specs[ANSWER] = _ANSWER_SPEC
+    while len(run.steps) < max_steps - 1:
+        tool = await run.choose(_choices(run))
+        if tool == ANSWER:
+            break
+        await run.act(tool)
+        await _report(os, run.steps[-1])
+    return await _finish(run)
+
+
+async def _finish(run: _Run) -> JsonObject:
+    try:
+        answer, is_whole = str((await run.write_arguments(ANSWER))["text"]), True
+    except SyscallError as problem:
+        if problem.code != "tool_invalid":
+            raise
+        answer, is_whole = str(problem.fields["problems"][0]), False
+    await run.os.print(answer)
+    return {
+        "answer": answer,
+        "is_answered": is_whole and any(not step.is_error for step in run.steps),
+        "steps": [step.value() for step in run.steps],
+    }
+
+
+def _choices(run: _Run) -> list[str]:
+    """What the model may do next: no answer before a result, nothing else after a repetition."""
+    tools = [name for name in run.specs if name != ANSWER]
+    if not run.steps:
+        return tools
+    last = run.steps[-1]
+    has_repeated = last.is_error and any(
+        (last.tool, last.arguments) == (step.tool, step.arguments) for step in run.steps[:-1]
+    )
+    return [ANSWER] if has_repeated else [*tools, ANSWER]
+
+
+async def _offered(os: OS, tools: Sequence[str] | None) -> dict[str, ToolSpec]:
+    allowed = {spec.name: spec for spec in await os.tool_list()}
+    wanted = list(allowed) if tools is None else tools
+    missing = [name for name in wanted if name not in allowed]
+    if missing or not wanted:
+        raise SyscallError(
+            "invalid",
+            f"tools: {', '.join(missing) or 'none given'}; this process may use "
+            f"{', '.join(allowed) or 'none'}",
+            field="tools",
+        )
+    return {name: allowed[name] for name in wanted}
+
+
+async def _copy_in(os: OS, files: Sequence[str]) -> None:
+    for path in files:
+        data = (await read_lossy(os, path)).data
+        fd = await os.open(PurePosixPath(path).name, "w")
+        try:
+            await os.write(data, fd=fd)
+        finally:
+            await os.close(fd)
+
+
+def _opening(task: str, specs: Sequence[ToolSpec], shown: Sequence[Example]) -> list[Message]:
+    form = prompt("react")
+    tools = "\n".join(_described(spec) for spec in (*specs, _ANSWER_SPEC))
+    messages = form.opening(tools=tools)
+    for example in shown:
+        messages += [
+            form.turn(task=example.task),
+            assistant(_action(example.tool, example.arguments)),
+            user(f"Result: {example.result}"),
+            assistant(_action(ANSWER, {"text": example.answer})),
+        ]
+    return [*messages, form.turn(task=task)]
+
+
+def _described(spec: ToolSpec) -> str:
+    names = ", ".join(spec.parameters.get("properties", {}))
+    return f"{spec.name}({names}): {spec.description.splitlines()[0]}"
+
+
+def _action(tool: str, arguments: JsonObject) -> str:
+    return json.dumps({"tool": tool, "arguments": arguments}, ensure_ascii=False)
+
+
+def _shown(result: str) -> str:
+    if len(result) <= _RESULT_CHARS:
+        return result
+    return f"{result[:_RESULT_CHARS]}\n[{len(result) - _RESULT_CHARS} more characters]"
+
+
+async def _report(os: OS, step: Step) -> None:
+    mark = "!" if step.is_error else "="
+    await os.print(
+        f"{step.tool} {json.dumps(step.arguments, ensure_ascii=False)} {mark}", step.result
+    )
