@@ -148,8 +148,10 @@ class Setup:
         command += ["--constraint", str(ROOT / "constraints.txt"), *arguments]
         report = self._reporter(part)
         for line in self._commands.run(command, LOGS / f"{part}.log"):
-            if not line.startswith(("Requirement already satisfied", "WARNING")):
-                report(line)
+            if line.startswith("Installing collected packages: "):
+                report(f"installing {line.count(',') + 1} packages")
+            elif line.startswith(("Collecting", "Downloading", "Building", "Successfully")):
+                report(line.partition("-")[0].partition("==")[0].lower())
 
     # --- what is going on ---
 
