@@ -20,11 +20,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -32,17 +31,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from llmos.drivers import training_data, training_loop
-from llmos.drivers.chat import ChatFormat
+from llmos.drivers import lora, training_data, training_loop
 from llmos.drivers.contract import DeviceError
 from llmos.drivers.training_data import Chat, EncodedRow, EncodedRows
-from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonValue, Value
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SHOWN_ORIGINS = 5  # rows named in the start event, of those cut or left out
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Job(Value):
@@ -54,10 +50,10 @@ class Job(Value):
     base: str
     data: str
     data_name: str | None = None
-    batch_size: int = Field(4, ge=1)
-    max_length_tokens: int = Field(512, ge=16)
-    threads: int = Field(1, ge=1)
-    nice: int = Field(10, ge=0, le=19)
+    batch_size: int = Field(default=4, ge=1)
+    max_length_tokens: int = Field(default=512, ge=16)
+    threads: int = Field(default=1, ge=1)
+    nice: int = Field(default=10, ge=0, le=19)
     scheduling: Literal["batch", "idle"] = "batch"
     device: str = "cpu"
     parent: int | None = None
@@ -69,12 +65,12 @@ class TrainJob(Job):
     mode: Literal["train"] = "train"
     output: str
     method: Literal["lora"] = "lora"
-    rank: int = Field(8, ge=1, le=256)
-    learning_rate: float = Field(2e-4, gt=0)
-    epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    eval_share: float = Field(0.1, ge=0.0, lt=1.0)
-    checkpoint_steps: int = Field(50, ge=1)
+    rank: int = Field(default=8, ge=1, le=256)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    checkpoint_steps: int = Field(default=50, ge=1)
     seed: int = 0
 
 
@@ -119,7 +115,7 @@ def run_training(job: TrainJob, emit: Emit) -> None:
     """Train, save and measure. Raises: SyscallError, DeviceError."""
     rows = training_data.read_rows(Path(job.data), name=job.data_name)
     chosen, held_out = training_data.split_rows(rows, share=job.eval_share, seed=job.seed)
-    model, chat = load_base(job)
+    model, chat = lora.load_base(Path(job.base), device=job.device, threads=job.threads)
     train_rows = _encode(chosen, chat, job)
     eval_rows = _encode(held_out, chat, job) if held_out else EncodedRows((), (), ())
     steps = training_loop.planned_steps(
@@ -128,7 +124,7 @@ def run_training(job: TrainJob, emit: Emit) -> None:
         epochs=job.epochs,
         max_steps=job.max_steps,
     )
-    model = training_loop.add_lora(model, rank=job.rank, seed=job.seed)
+    model = lora.add_adapter(model, rank=job.rank, seed=job.seed)
     truncated = train_rows.truncated + eval_rows.truncated
     skipped = train_rows.skipped + eval_rows.skipped
     emit(
@@ -187,7 +183,7 @@ def _train(
             )
             is_over = step.number == steps or is_requested()
             if is_over or step.number % job.checkpoint_steps == 0:
-                save_adapter(model, output)
+                lora.save_adapter(model, output)
                 emit("checkpoint", step=step.number, path=job.output)
             if step.number < steps and is_over:
                 emit("cancelled", step=step.number, path=job.output)
@@ -202,7 +198,7 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
     data compares with nothing.
     """
     rows = training_data.read_rows(Path(job.data), name=job.data_name)
-    model, chat = load_base(job)
+    model, chat = lora.load_base(Path(job.base), device=job.device, threads=job.threads)
     encoded = _encode(rows, chat, job)
     if cut := (*encoded.skipped, *encoded.truncated):
         raise SyscallError(
@@ -212,7 +208,7 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
             field="max_length_tokens",
         )
     if job.adapter is not None:
-        model = load_adapter(model, Path(job.adapter))
+        model = lora.load_adapter(model, Path(job.adapter))
     started = time.monotonic()
     score = _emit_eval(emit, "only", model, encoded.rows, job)
     emit("done", seconds=time.monotonic() - started, tokens=score.tokens)
@@ -236,75 +232,6 @@ def _emit_eval(
     score = training_loop.evaluate(model, rows, batch_size=job.batch_size)
     emit("eval", when=when, **score._asdict())
     return score
-
-
-# --- models and adapters --------------------------------------------------------------------------
-
-
-class TokenizerChat:
-    """A transformers tokenizer behind the conversation format that local drivers share."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.end_token: int = tokenizer.eos_token_id
-        added: dict[int, Any] = tokenizer.added_tokens_decoder
-        self._format = ChatFormat(
-            tokenizer.chat_template,
-            tokenize=self.tokenize,
-            special={token.content: id for id, token in added.items() if token.special},
-            bos=tokenizer.bos_token or "",
-            eos=tokenizer.eos_token or "",
-        )
-
-    def render(self, messages: Sequence[Message], /) -> list[int]:
-        return self._format.render(messages)
-
-    def tokenize(self, text: str, /) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-def load_base(job: Job) -> tuple[Any, Chat]:
-    """The base model in float32 on the job's device, and how it reads conversations."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(job.threads)
-    path = Path(job.base)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.is_file():
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(**where)
-    return model.to(job.device), TokenizerChat(tokenizer)
-
-
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with a saved adapter on it."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, folder)
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write a peft adapter folder; a reader at any moment finds a whole adapter, old or new.
-
-    Raises: SyscallError("storage").
-    """
-    partial = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial, save_embedding_layers=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        # The settings are the same all through a run, so replacing file by file is atomic.
-        for name in ADAPTER_FILES:
-            with (partial / name).open("rb") as written:
-                os.fsync(written.fileno())
-            (partial / name).replace(folder / name)
-        shutil.rmtree(partial)
-    except OSError as problem:
-        raise SyscallError(
-            "storage", f"the adapter cannot be written to {folder}: {problem}", path=str(folder)
-        ) from problem
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -348,7 +275,7 @@ def stay_offline() -> None:
 
 
 @contextmanager
-def terminate_requested() -> Iterator[Callable[[], bool]]:
+def terminate_requested() -> Generator[Callable[[], bool]]:
     """Within it SIGTERM is noted instead of obeyed; gives a function that tells whether one came.
 
     Outside, SIGTERM ends the process at once: there is nothing to keep, or it is already kept.

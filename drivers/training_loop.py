@@ -1,8 +1,7 @@
-"""Gradient descent on a LoRA adapter, and the loss that it lowers.
+"""Gradient descent on a model's trainable weights, and the loss that it lowers.
 
 Owns the arithmetic: padding, loss on target tokens only, AdamW with linear warm-up and decay,
-clipping. Refuses to know files, processes and registries.
-Source: Hu et al. 2021 (arXiv 2106.09685), LoRA; the adapter itself is peft's.
+clipping. Refuses to know files, processes, and which weights those are.
 """
 
 from __future__ import annotations
@@ -51,18 +50,6 @@ def learning_rate_at(step: int, *, steps: int, peak: float) -> float:
     if step <= warmup:
         return peak * step / warmup
     return peak * (steps - step + 1) / (steps - warmup + 1)
-
-
-def add_lora(model: Any, *, rank: int, seed: int) -> Any:
-    """Freeze a model and put a trainable adapter of this rank beside each of its linear layers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    return get_peft_model(
-        model,
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
 
 
 def train(

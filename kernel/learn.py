@@ -11,11 +11,13 @@ import asyncio
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmos.drivers import trainer
 from llmos.drivers.trainer import EvaluateJob, TrainJob
 from llmos.kernel.worker import Worker
 from llmos.memory.registry import Registry
@@ -186,12 +188,9 @@ class LearnJobs:
             raise _unwritable(self._folder, problem) from problem
 
     def _worker(self, folder: Path) -> Worker:
-        return Worker(
-            "llmos.drivers.trainer",
-            _job_file(folder),
-            log=folder / "worker.log",
-            grace_s=self._grace_s,
-        )
+        # -P: no file in the folder where the kernel was started stands for a library's module.
+        command = (sys.executable, "-P", "-m", trainer.__name__, str(_job_file(folder)))
+        return Worker(command, log=folder / "worker.log", grace_s=self._grace_s)
 
 
 @dataclass(slots=True)

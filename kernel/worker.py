@@ -10,8 +10,7 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,10 +24,10 @@ OnEvent = Callable[[JsonObject], None]
 
 
 class Worker:
-    """One run of a module. `log` receives its standard error; `grace_s` follows a SIGTERM."""
+    """One run of a command. `log` receives its standard error; `grace_s` follows a SIGTERM."""
 
-    def __init__(self, module: str, argument: Path, *, log: Path, grace_s: float) -> None:
-        self._command = (sys.executable, "-P", "-m", module, str(argument))
+    def __init__(self, command: Sequence[str], *, log: Path, grace_s: float) -> None:
+        self._command = tuple(command)
         self._log = log
         self._grace_s = grace_s
         self._process: asyncio.subprocess.Process | None = None
@@ -119,5 +118,5 @@ def _tail(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
-    lines = [line.rsplit("\r", 1)[-1] for line in text.splitlines()]
-    return "\n".join(lines[-TAIL_LINES:]).strip()
+    lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])

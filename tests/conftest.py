@@ -1,4 +1,4 @@
-"""Fixtures that need the real models: taken from the model store, pulled on first use."""
+"""Fixtures of many tests: the real models, pulled on first use, and a tiny one made here."""
 
 from __future__ import annotations
 
@@ -27,3 +27,46 @@ def minilm_path(model_store: ModelStore) -> Path:
     """The folder of the default embedding model."""
     model_store.pull("minilm")
     return model_store.path("minilm")
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: a Llama of 44 thousand random weights, one token a byte, ChatML."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(wrapped),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=wrapped.bos_token_id,
+            eos_token_id=wrapped.eos_token_id,
+        )
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    wrapped.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder

@@ -218,6 +218,6 @@ def test_every_epoch_holds_every_row_once_in_an_order_of_its_own() -> None:
     rows = [EncodedRow((1, 2), 1, str(number)) for number in range(10)]
     batches = list(itertools.islice(shuffled_batches(rows, batch_size=4, seed=0), 6))
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
-    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    first, second = (list(itertools.chain(*epoch)) for epoch in (batches[:3], batches[3:]))
     assert sorted(first) == sorted(second) == sorted(rows)
     assert first != second

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from llmos.memory.registry import Registry
 from llmos.syscalls.calls import Evaluate, Example, Finetune
 from llmos.syscalls.content import assistant, user
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import ModelVersion, Trained
+from llmos.syscalls.results import Evaluated, ModelVersion, Trained
 from llmos.syscalls.values import JsonObject
 
 BANKING77 = Path(__file__).parent.parent / "data" / "banking77_small.jsonl"
@@ -77,11 +78,6 @@ class Running:
     async def until(self, kind: str) -> None:
         await self._heard(kind).wait()
 
-    async def cancel(self) -> None:
-        self.task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await self.task
-
 
 # --- a job from its call to its version -----------------------------------------------------------
 
@@ -92,20 +88,19 @@ def test_a_finetune_registers_an_adapter_that_evaluates_better(
     data = tmp_path / "parity.jsonl"
     data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
 
-    async def run() -> tuple[Trained, float, float]:
+    async def run() -> tuple[Trained, Evaluated]:
         running = Running(jobs, parity(data=str(data)))
         trained = await running.task
         assert running.kinds[:2] == ["start", "eval"]
         assert running.kinds[-3:] == ["checkpoint", "eval", "done"]
-        base = await jobs.evaluate(Evaluate(data=PARITY))
-        adapted = await jobs.evaluate(Evaluate(data=PARITY, adapter="parity"))
-        assert base.rows == adapted.rows == len(PARITY)
-        assert adapted.perplexity == pytest.approx(math.exp(adapted.loss))
-        return trained, base.loss, adapted.loss
+        evaluated = await jobs.evaluate(Evaluate(data=PARITY, adapter="parity"))
+        return trained, evaluated
 
-    trained, base_loss, adapted_loss = asyncio.run(run())
-    assert adapted_loss < base_loss - 0.3
+    trained, evaluated = asyncio.run(run())
     assert trained.eval_loss_before is not None
+    assert evaluated.loss < trained.eval_loss_before - 0.3
+    assert evaluated.perplexity == pytest.approx(math.exp(evaluated.loss))
+    assert evaluated.rows == len(PARITY)
     assert trained.eval_loss_after is not None
     assert trained.eval_loss_after < trained.eval_loss_before
     assert [step for step, _ in trained.losses] == list(range(1, len(trained.losses) + 1))
@@ -174,69 +169,51 @@ def test_an_adapter_is_evaluated_on_its_own_base_only(jobs: LearnJobs, registry:
 # --- signals --------------------------------------------------------------------------------------
 
 
-def test_cancelling_keeps_the_adapter_but_registers_nothing(
+def test_a_job_stops_goes_on_and_when_cancelled_keeps_its_adapter_unregistered(
     jobs: LearnJobs, registry: Registry, tmp_path: Path
 ) -> None:
     async def run() -> list[str]:
-        running = Running(jobs, endless())
-        await running.until("progress")
-        await running.cancel()
-        return running.kinds
-
-    assert asyncio.run(run())[-2:] == ["checkpoint", "cancelled"]
-    assert (tmp_path / "adapters" / "endless" / "adapter" / "adapter_model.safetensors").exists()
-    assert registry.list() == []
-    assert not psutil.Process().children()
-
-
-def test_a_job_stops_and_goes_on_and_can_be_ended_while_stopped(jobs: LearnJobs) -> None:
-    async def run() -> None:
         jobs.stop("nobody")  # without effect
         running = Running(jobs, endless())
         await running.until("progress")
         (worker,) = psutil.Process().children()
         jobs.stop("endless")
-        while worker.status() != psutil.STATUS_STOPPED:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(os.waitid, os.P_PID, worker.pid, os.WSTOPPED)
         jobs.resume("endless")
         assert worker.status() != psutil.STATUS_STOPPED
         jobs.stop("endless")
-        await running.cancel()
+        running.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running.task
         assert not worker.is_running()
+        return running.kinds
 
-    asyncio.run(run())
+    assert asyncio.run(run())[-2:] == ["checkpoint", "cancelled"]
+    assert (tmp_path / "adapters" / "endless" / "adapter" / "adapter_model.safetensors").exists()
+    assert registry.list() == []
 
 
-def test_one_job_trains_at_a_time_and_a_name_trains_once(jobs: LearnJobs) -> None:
-    async def run() -> None:
+def test_one_job_trains_at_a_time_and_one_that_fails_lets_the_next_train(
+    jobs: LearnJobs, registry: Registry, tmp_path: Path
+) -> None:
+    async def run() -> SyscallError:
         first = Running(jobs, endless("first"))
-        await first.until("start")
+        await first.until("progress")
         assert (await refused(jobs, parity("first"))).code == "busy"
         second = Running(jobs, parity("second", max_steps=1))
         await second.until("queued")
         assert second.kinds == ["queued"]
-        await first.cancel()
-        assert (await second.task).version.name == "second"
-        assert second.kinds[-1] == "done"
-
-    asyncio.run(run())
-
-
-def test_a_worker_ended_from_outside_is_a_failure_that_says_what_is_kept(
-    jobs: LearnJobs, tmp_path: Path
-) -> None:
-    async def run() -> SyscallError:
-        running = Running(jobs, endless())
-        await running.until("progress")
         (worker,) = psutil.Process().children()
         worker.terminate()
         with pytest.raises(SyscallError) as failed:
-            await running.task
+            await first.task
+        assert (await second.task).version.name == "second"
         return failed.value
 
     error = asyncio.run(run())
     assert error.code == "failed"
-    assert error.fields["path"] == str(tmp_path / "adapters" / "endless" / "adapter")
+    assert error.fields["path"] == str(tmp_path / "adapters" / "first" / "adapter")
+    assert [version.name for version in registry.list()] == ["second"]
 
 
 # --- real data, real model ------------------------------------------------------------------------

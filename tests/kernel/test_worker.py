@@ -75,7 +75,7 @@ def test_a_death_by_a_signal_names_it(tmp_path: Path) -> None:
     async def run() -> None:
         await Child(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)").task
 
-    with pytest.raises(SyscallError, match="ended with SIGKILL .*memory") as died:
+    with pytest.raises(SyscallError, match=r"ended with SIGKILL .*memory") as died:
         asyncio.run(run())
     assert died.value.fields["status"] == -9
 
@@ -146,14 +146,18 @@ def test_an_error_of_the_listener_ends_the_worker(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+async def stopped() -> None:
+    """Until a child of this process is stopped."""
+    await asyncio.to_thread(os.waitid, os.P_ALL, 0, os.WSTOPPED)
+
+
 def test_a_held_worker_stands_still_goes_on_and_can_be_ended(tmp_path: Path) -> None:
     async def run() -> None:
         child = Child(tmp_path, "tell(pid=os.getpid())\nwhile True: signal.pause()")
         pid = (await child.first_event())["pid"]
         process = psutil.Process(pid)
         child.worker.hold(True)
-        _, status = os.waitpid(pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
+        await stopped()
         assert process.status() == psutil.STATUS_STOPPED
         child.worker.hold(False)
         assert process.status() != psutil.STATUS_STOPPED
@@ -167,13 +171,11 @@ def test_a_held_worker_stands_still_goes_on_and_can_be_ended(tmp_path: Path) -> 
 
 def test_a_worker_held_before_its_start_starts_held(tmp_path: Path) -> None:
     async def run() -> None:
-        child = Child(tmp_path, "signal.pause()")
+        child = Child(tmp_path, "tell(is_running=True)")
         child.worker.hold(True)
-        while not (children := psutil.Process().children()):
-            await asyncio.sleep(0)
-        (process,) = children
-        while process.status() != psutil.STATUS_STOPPED:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the worker begins
+        await stopped()
+        assert child.events == []
         child.task.cancel()
         await child.cancelled()
 
