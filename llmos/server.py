@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmos import http_process, openai_answers
+from llmos.booting import boot
 from llmos.http_stream import EventStream, results, while_connected
 from llmos.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from llmos.openai_api import (
@@ -98,8 +99,6 @@ async def serve(
     cannot be had.
     """
     with _listen(host, port) as listening:
-        from llmos.booting import boot
-
         async with boot(config) as kernel:
             app = create_app(kernel, hosts=_LOOPBACK if host in _LOOPBACK else None)
             if on_ready is not None:

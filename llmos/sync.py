@@ -14,6 +14,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from llmos.agents.handle import OS
+from llmos.booting import boot as boot_async
 from llmos.syscalls.trap import ProgramFunction
 from llmos.syscalls.values import JsonValue
 
@@ -44,8 +45,6 @@ def boot(config: Config | None = None, **overrides: Any) -> Generator[Kernel, No
 
 
 async def _live(booted: Future[Kernel], config: Config | None, overrides: dict[str, Any]) -> None:
-    from llmos.booting import boot as boot_async
-
     async with boot_async(config, **overrides) as kernel:
         facade = Kernel(kernel, asyncio.get_running_loop())
         booted.set_result(facade)

@@ -636,3 +636,102 @@ def test_an_address_that_is_taken_is_a_setting_to_change(tmp_path: Path):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port}"):
             asyncio.run(serve(llmos.Config(home=tmp_path), port=port))
+
+
+def test_serving_by_configuration_ends_with_a_signal(tmp_path: Path):
+    addresses: list[str] = []
+
+    async def main() -> None:
+        told = asyncio.Event()
+
+        def on_ready(address: str) -> None:
+            addresses.append(address)
+            told.set()
+
+        serving = asyncio.create_task(serve(llmos.Config(home=tmp_path), port=0, on_ready=on_ready))
+        await told.wait()
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{addresses[0]}/health")).json()["status"] == "ok"
+        os.kill(os.getpid(), signal.SIGINT)
+        await serving
+
+    asyncio.run(main())
+
+
+# --- real models ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def real_site(home: Path) -> AsyncIterator[AsyncOpenAI]:
+    """A client of a server over the default models."""
+    small = llmos.ModelConfig(source="smollm2", driver="llama_cpp", context_tokens=512)
+    async with llmos.boot(home=home, models={"smollm2": small}) as kernel:
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = Server(create_app(kernel))
+        serving = asyncio.create_task(server.serve([listening]))
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        async with AsyncOpenAI(base_url=address, api_key="any", max_retries=0) as client:
+            yield client
+        server.should_exit = True
+        await serving
+
+
+@pytest.mark.model
+def test_the_real_model_chats_streams_and_keeps_to_schemas(tmp_path: Path, smollm2_path: Path):
+    paris: Any = [{"role": "user", "content": "Name the capital of France. Answer in one word."}]
+    fields: Any = {"model": "smollm2", "messages": paris, "temperature": 0, "max_tokens": 12}
+
+    async def main() -> None:
+        async with real_site(tmp_path) as client:
+            whole = await client.chat.completions.create(**fields)
+            text = whole.choices[0].message.content
+            assert text
+            streamed = await client.chat.completions.create(stream=True, **fields)
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in streamed]
+            assert "".join(pieces) == text
+
+            longer = fields | {"max_tokens": 60}
+            colour = await client.chat.completions.parse(response_format=Colour, **longer)
+            assert isinstance(colour.choices[0].message.parsed, Colour)
+            call = await client.chat.completions.create(
+                tools=[CLOCK], tool_choice="required", **longer
+            )
+            (request,) = call.choices[0].message.tool_calls or []
+            assert json.loads(request.function.arguments)["zone"] in {"UTC", "CET"}
+
+            plain = await client.completions.create(
+                model="smollm2", prompt="One, two, three,", max_tokens=3, temperature=0
+            )
+            assert plain.choices[0].text.strip().startswith("four")
+
+    asyncio.run(main())
+
+
+@pytest.mark.model
+def test_the_real_embeddings_tell_meanings_apart(tmp_path: Path, minilm_path: Path):
+    texts = ["a cat on a mat", "a kitten on a rug", "the price of steel"]
+
+    async def main() -> None:
+        async with real_site(tmp_path) as client:
+            embedded = await client.embeddings.create(model="minilm", input=texts)
+            cat, kitten, steel = [entry.embedding for entry in embedded.data]
+            assert dot(cat, kitten) > dot(cat, steel) + 0.2
+            as_floats = await client.embeddings.create(
+                model="minilm", input=texts[0], encoding_format="float", dimensions=384
+            )
+            assert as_floats.data[0].embedding == pytest.approx(cat, abs=1e-5)
+
+            with pytest.raises(openai.BadRequestError, match="dimensions"):
+                await client.embeddings.create(model="minilm", input="x", dimensions=100)
+            with pytest.raises(openai.BadRequestError, match="blank"):
+                await client.embeddings.create(model="minilm", input=["x", " "])
+            with pytest.raises(openai.NotFoundError):
+                await client.embeddings.create(model="smollm2", input="x")
+            with pytest.raises(openai.NotFoundError):
+                await client.chat.completions.create(model="minilm", messages=HELLO)
+
+    asyncio.run(main())
+
+
+def dot(one: Sequence[float], other: Sequence[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
