@@ -71,8 +71,12 @@ class Setup:
         for old in LOGS.glob("*.log"):
             old.unlink()
         self._make_venv()
-        parts = {"llama.cpp": self._compile, "packages": self._install_packages}
-        status = self._together(parts) or self._together({"install": self._install_wheel})
+        status = (
+            # First and alone: pip cannot be replaced while another part runs it.
+            self._together({"pip": self._update_pip})
+            or self._together({"llama.cpp": self._compile, "packages": self._install_packages})
+            or self._together({"install": self._install_wheel})
+        )
         if status == 0:
             STAMP.write_text(json.dumps(self._wanted, indent=1))
             print(f"set-up done in {self._clock()}", flush=True)
@@ -114,6 +118,11 @@ class Setup:
                 return
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
 
+    def _update_pip(self) -> None:
+        # With setuptools here the project installs without a second, isolated environment.
+        self._pip("pip", "--upgrade", "pip", "setuptools")
+        self._doing.clear()
+
     def _compile(self) -> None:
         log = LOGS / "llama.cpp.log"
         report = self._reporter("llama.cpp")
@@ -121,8 +130,6 @@ class Setup:
         report("ready")
 
     def _install_packages(self) -> None:
-        # With setuptools here the project installs without a second, isolated environment.
-        self._pip("packages", "--upgrade", "pip", "setuptools")
         self._pip("packages", *_requirements_but(llama_wheel.PACKAGE))
         self._pip("packages", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         self._doing["packages"] = "ready"
