@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 
 from llmos.kernel.devices import Devices
-from llmos.kernel.gate import own_namespace
 from llmos.kernel.library import Library
 from llmos.kernel.process import Process
 from llmos.memory.context import Context
@@ -44,7 +43,7 @@ class Contexts:
 
         context = Context(next(self._ids), model=engine.name, budget_tokens=budget, count=count)
         if call.messages:
-            context.append(call.messages)
+            await self.extend(process, context, call.messages)
         self._own(process, context)
         return ContextRef(context=context.context)
 
@@ -128,4 +127,4 @@ class Contexts:
             if segment.message.text.strip()
         ]
         if notes and self._library is not None:
-            await self._library.remember_in(own_namespace(process), notes)
+            await self._library.remember_in(process.namespace, notes)

@@ -87,7 +87,7 @@ class Gate:
             raise _denied(process, f"{kind}:{name}", f"{kind}={{{name!r}}}")
 
     def _require_namespace(self, process: Process, kind: str, namespace: str | None) -> None:
-        if namespace is not None and namespace != own_namespace(process):
+        if namespace is not None and namespace != process.namespace:
             self._require(process, kind, namespace)
 
     def _require_signal(self, process: Process, pid: int) -> None:
@@ -95,11 +95,6 @@ class Gate:
             return
         if not self._table.descends(self._table.get(pid), process):
             raise _denied(process, "signal_any", "signal_any=True")
-
-
-def own_namespace(process: Process) -> str:
-    """The memory namespace that needs no capability."""
-    return f"process-{process.pid}"
 
 
 def _denied(process: Process, capability: str, grant: str) -> SyscallError:

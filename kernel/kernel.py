@@ -7,7 +7,8 @@ every other process. Event-loop thread only.
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -75,7 +76,8 @@ class Kernel:
         self.waits = Waits(self.clock)
         self.programs = Programs(programs)
         self.mailboxes = Mailboxes(self.table, self.waits, capacity=settings.mailbox_messages)
-        self.files = FileSystem(settings.home / "homes" / str(os.getpid()), self.waits)
+        self.boot = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.files = FileSystem(settings.home / "homes" / self.boot, self.waits)
         self.tools = ToolBox(bind=self._handle, clock=self.clock, waits=self.waits)
         self.devices = Devices(
             settings, registry=self.registry, clock=self.clock, tracer=self.tracer
@@ -97,6 +99,7 @@ class Kernel:
             tracer=self.tracer,
             bind=self._handle,
             release=self._release,
+            boot=self.boot,
             console_bytes=settings.console_bytes,
             max_processes=settings.max_processes,
         )

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from llmos.kernel.devices import Devices
-from llmos.kernel.gate import own_namespace
 from llmos.kernel.process import Process
 from llmos.memory.store import Store
 from llmos.syscalls import calls
@@ -29,7 +28,7 @@ class Library:
 
     async def remember(self, process: Process, call: calls.Remember) -> Remembered:
         """Store notes in a namespace."""
-        return await self.remember_in(call.namespace or own_namespace(process), call.notes)
+        return await self.remember_in(call.namespace or process.namespace, call.notes)
 
     async def remember_in(self, namespace: str, notes: Sequence[calls.Note]) -> Remembered:
         """Store notes; all or none."""
@@ -73,7 +72,7 @@ class Library:
                 "invalid", "ids, source, where: give one, so that not all is forgotten", field="ids"
             )
         store = await self._opened()
-        namespace = call.namespace or own_namespace(process)
+        namespace = call.namespace or process.namespace
 
         def delete() -> Forgotten:
             return store.forget(namespace, ids=call.ids, source=call.source, where=call.where)
@@ -97,7 +96,7 @@ class Library:
 
     async def _readable(self, process: Process, store: Store) -> list[str]:
         info = await asyncio.to_thread(store.stat)
-        own = own_namespace(process)
+        own = process.namespace
         return [
             one.namespace
             for one in info.namespaces

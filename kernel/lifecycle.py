@@ -51,9 +51,11 @@ class Lifecycle:
         tracer: Tracer,
         bind: Callable[[Process], Any],
         release: Callable[[Process], None],
+        boot: str,
         console_bytes: int,
         max_processes: int,
     ) -> None:
+        self._boot = boot
         self._table = table
         self._waits = waits
         self._clock = clock
@@ -80,6 +82,7 @@ class Lifecycle:
             account=Account(pid, quota, None),
             nice=0,
             started_s=self._clock.now(),
+            boot=self._boot,
             stdout=Console(capacity_bytes=self._console_bytes),
             state="running",
         )
@@ -131,6 +134,7 @@ class Lifecycle:
             account=Account(pid, quota, parent.account),
             nice=parent.nice if nice is None else nice,
             started_s=self._clock.now(),
+            boot=self._boot,
             stdout=Console(capacity_bytes=self._console_bytes),
             stdin=stdin,
             state="ready",

@@ -38,6 +38,7 @@ class Process:
     account: Account
     nice: int
     started_s: float
+    boot: str
     stdout: Console | Pipe
     stdin: Pipe | None = None
     state: ProcessState = "new"
@@ -73,6 +74,11 @@ class Process:
     @property
     def is_over(self) -> bool:
         return self.exited is not None
+
+    @property
+    def namespace(self) -> str:
+        """The process's own memory namespace; no process of another boot has the same."""
+        return f"process-{self.boot}-{self.pid}"
 
     @property
     def shown_state(self) -> ProcessState:
