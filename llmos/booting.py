@@ -50,8 +50,7 @@ async def boot(
         settings_of(config), bind=OS, programs={**PROGRAMS, **(programs or {})}, clock=clock
     )
     for tool in (*TOOLS, PYTHON_TOOL):
-        if tool is not None:
-            kernel.tools.add(tool)
+        kernel.tools.add(tool)
     try:
         yield kernel
     finally:
