@@ -1,8 +1,8 @@
 """Words that a person typed, as the JSON arguments of a program.
 
-A word that is JSON is that value, `name=word` is a keyword argument, a word that looks like a path
-and exists becomes absolute (a process's own working folder is its home, not the person's), and
-anything else is a string.
+A word that is JSON is that value, `name=word` is a keyword argument, a word that names an existing
+folder or file becomes an absolute path (a process's own working folder is its home, not the
+person's), and anything else is a string.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import importlib.util
 import inspect
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from llmos.syscalls.errors import ConfigError
 from llmos.syscalls.trap import ProgramFunction
 from llmos.syscalls.values import JsonObject, JsonValue
 
 _KEYWORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_DOTS = (".", "..")
+
+
+# Program files by path: when they had last changed as they were executed, and what came of it.
+_executed: dict[Path, tuple[int, ModuleType]] = {}
 
 
 class Arguments(NamedTuple):
@@ -78,25 +83,42 @@ def _not_json(word: str) -> JsonValue:
 
 
 def _absolute(word: str) -> str:
-    looks_like_path = word in _DOTS or "/" in word or ("." in word and " " not in word)
-    if not looks_like_path:
+    """The word, made absolute if it names a folder, or a file and looks like it."""
+    if not word or " " in word:
         return word
     path = Path(word).expanduser()
     try:
-        return str(path.resolve()) if path.exists() else word
+        is_path = path.is_dir() or (("." in word or "/" in word) and path.exists())
     except OSError:  # longer than a path can be: prose
         return word
+    return str(path.resolve()) if is_path else word
 
 
-def _execute(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def _execute(path: Path) -> ModuleType:
+    """The module of a file, executed once for each state of the file.
+
+    As with `python FILE`, the file's folder is searched for what it imports.
+    """
+    changed_ns = path.stat().st_mtime_ns
+    known = _executed.get(path)
+    if known is not None and known[0] == changed_ns:
+        return known[1]
+    # Dataclasses and pydantic look their module up by name; one that is taken stays whose it is.
+    free = path.stem if path.stem not in sys.modules else f"{path.stem}_{len(_executed)}"
+    name = known[1].__name__ if known is not None else free
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(str(path), "this is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     except Exception as problem:
+        del sys.modules[name]
         raise ConfigError(
             str(path), f"the file does not run: {type(problem).__name__}: {problem}"
         ) from problem
+    _executed[path] = (changed_ns, module)
     return module

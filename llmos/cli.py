@@ -84,7 +84,7 @@ def _main(
         raise typer.Exit
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command()
 @command
 def run(
     program: Annotated[
@@ -94,7 +94,8 @@ def run(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="ARG|KEY=VALUE", help="JSON where it parses, otherwise text or a path."
+            metavar="ARG|KEY=VALUE",
+            help="JSON where it parses, else a path or text; after -- dashes too.",
         ),
     ] = None,
     model: Model = None,

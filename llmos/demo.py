@@ -176,7 +176,8 @@ async def _live(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> N
             agents = [process for process in processes if process.pid != init.pid]
             said = [Text(line, style="dim", no_wrap=True) for line in run.lines[-_LAST_LINES:]]
             rows = max(5, room(terminal) - _LAST_LINES)
-            live.update(Group(overview(info, agents, rows=rows), Text(), *said), refresh=True)
+            picture = overview(info, agents, rows=rows, width=terminal.screen.width)
+            live.update(Group(picture, Text(), *said), refresh=True)
             await asyncio.sleep(REFRESH_S)
 
 
@@ -250,7 +251,7 @@ def _show_end(
             Panel(Text(body), title=escape(report.question or "answer"), title_align="left")
         )
     most = read_trace(report.trace).most_at_once
-    screen.print(tables.accounting_table(report.info.programs))
+    screen.print(tables.accounting_table(report.info.programs, width=screen.width))
     screen.print()
     screen.print(
         f"{tables.seconds(report.seconds)}; at most {most} agents at once; "

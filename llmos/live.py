@@ -40,12 +40,14 @@ _ORDER: Sequence[ProcessState] = (
 )
 
 
-def overview(info: KernelInfo, processes: Iterable[ProcessInfo], *, rows: int) -> RenderableType:
-    """Kernel, devices and the `rows` busiest processes."""
+def overview(
+    info: KernelInfo, processes: Iterable[ProcessInfo], *, rows: int, width: int
+) -> RenderableType:
+    """Kernel, devices and the `rows` busiest processes, on `width` columns."""
     listed = sorted(processes, key=lambda process: (_ORDER.index(process.state), process.pid))
     shown = sorted(listed[:rows], key=lambda process: process.pid)
-    parts: list[RenderableType] = [headline(info), tables.device_table(info.devices), Text()]
-    parts.append(tables.process_table(shown))
+    parts: list[RenderableType] = [headline(info), tables.device_table(info.devices, width=width)]
+    parts += [Text(), tables.process_table(shown, width=width)]
     if len(listed) > rows:
         parts.append(Text(f"and {len(listed) - rows} more", style="dim"))
     return Group(*parts)
@@ -65,7 +67,7 @@ async def top(os: OS, terminal: Terminal) -> None:
     """Show processes and devices until q or Ctrl-C; once where no person watches."""
     keyboard = terminal.keyboard
     if keyboard is None or not terminal.is_interactive:
-        terminal.screen.print(await _picture(os, rows=10_000))
+        terminal.screen.print(await _picture(os, rows=10_000, width=terminal.screen.width))
         return
     leave = asyncio.Event()
 
@@ -79,7 +81,8 @@ async def top(os: OS, terminal: Terminal) -> None:
         Live(console=terminal.screen, screen=True, auto_refresh=False) as live,
     ):
         while not leave.is_set():
-            live.update(await _picture(os, rows=room(terminal)), refresh=True)
+            picture = await _picture(os, rows=room(terminal), width=terminal.screen.width)
+            live.update(picture, refresh=True)
             try:
                 await asyncio.wait_for(leave.wait(), REFRESH_S)
             except TimeoutError:
@@ -91,5 +94,5 @@ def room(terminal: Terminal) -> int:
     return max(_LEAST_ROWS, terminal.screen.height - _HEADER_LINES)
 
 
-async def _picture(os: OS, *, rows: int) -> RenderableType:
-    return overview(await os.stat(), await os.ps(), rows=rows)
+async def _picture(os: OS, *, rows: int, width: int) -> RenderableType:
+    return overview(await os.stat(), await os.ps(), rows=rows, width=width)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from llmos.syscalls.errors import SyscallError
 from llmos.tables import size
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def needed_models(config: Config) -> tuple[str, ...]:
-    """The sources of the models that a kernel started by a person will want first."""
+    """The names in the store of the models that a kernel started by a person will want first."""
     default = config.models[config.default_model]
     return () if default.driver == "scripted" else (default.source, config.embedding.source)
 
@@ -48,15 +49,10 @@ def open_store(config: Config) -> ModelStore:
     return ModelStore(config.models_folder)
 
 
-def is_here(store: ModelStore, source: str) -> bool:
-    """Whether a source's files are here, whole by a look at their sizes."""
-    from llmos.memory.catalogue import CATALOGUE
-    from llmos.memory.model_source import parse_source
-    from llmos.syscalls.errors import SyscallError
-
-    is_name = source in CATALOGUE or ":" not in source
+def is_here(store: ModelStore, name: str) -> bool:
+    """Whether a model is here and whole, by a look at its files' sizes."""
     try:
-        store.path(source if is_name else parse_source(source).default_name)
+        store.path(name)
     except SyscallError as problem:
         if problem.code in ("unknown_model", "storage"):
             return False

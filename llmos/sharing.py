@@ -35,10 +35,12 @@ class Sharing(NamedTuple):
 
     def sentence(self) -> str:
         """The savings in words."""
+        if not self.prompt_tokens:
+            return "no prompt was read"
         text = (
             f"{count(self.cached_tokens)} of {count(self.prompt_tokens)} prompt tokens "
             f"({self.share:.0%}) were shared or cached and not computed again"
         )
-        if self.saved_s is None:
+        if not self.saved_s:
             return text
         return f"{text}: {seconds(self.saved_s)} of prefill saved at the measured rate"

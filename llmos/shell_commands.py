@@ -138,7 +138,8 @@ class ShellCommands:
 
     async def _ps(self, words: Sequence[str]) -> int:
         self._expect("ps", words, at_most=0)
-        self._print(tables.process_table(await self._os.ps()))
+        width = self._terminal.screen.width
+        self._print(tables.process_table(await self._os.ps(), width=width))
         return OK
 
     async def _top(self, words: Sequence[str]) -> int:
@@ -192,7 +193,8 @@ class ShellCommands:
 
     async def _devices(self, words: Sequence[str]) -> int:
         self._expect("devices", words, at_most=0)
-        self._print(tables.device_table((await self._os.stat()).devices))
+        width = self._terminal.screen.width
+        self._print(tables.device_table((await self._os.stat()).devices, width=width))
         return OK
 
     async def _tools(self, words: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ from llmos.syscalls.results import (
 )
 
 _WIDE_COLUMNS = 160  # where nobody's terminal limits a line
+_NARROW_COLUMNS = 116  # below this, tables leave columns out
 STATE_STYLES: Mapping[ProcessState, str] = {
     "new": "dim",
     "ready": "yellow",
@@ -93,71 +94,84 @@ def bar(used: float, total: float, width: int = 12) -> str:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def process_table(processes: Iterable[ProcessInfo], *, title: str | None = None) -> Table:
-    """A row per process, as `ps` and the live views show it."""
-    table = _table("pid", "parent", "program", "state", "waiting on", title=title)
-    for name in ("nice", "age", "in", "out", "cached", "kv"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("arguments", no_wrap=True, overflow="ellipsis")
+def process_table(processes: Iterable[ProcessInfo], *, width: int = _WIDE_COLUMNS) -> Table:
+    """A row per process, as `ps` and the live views show it; fewer columns where it is narrow."""
+    is_narrow = width < _NARROW_COLUMNS
+    table = _table("pid") if is_narrow else _table("pid", "parent")
+    table.add_column("program", min_width=8)
+    table.add_column("state", no_wrap=True)
+    if not is_narrow:
+        table.add_column("waiting on", min_width=8)
+        _numbers(table, "nice", "age")
+    _numbers(table, "in", "out", "cached", "kv")
+    table.add_column("arguments", min_width=6)
     for info in processes:
         used = info.accounting
+        style = STATE_STYLES[info.state]
+        cells = [str(info.pid)] if is_narrow else [str(info.pid), str(info.parent)]
+        state = info.waiting_on if is_narrow and info.waiting_on else info.state
+        middle = [] if is_narrow else [_line(info.waiting_on or ""), str(info.nice)]
         table.add_row(
-            str(info.pid),
-            str(info.parent),
-            Text(info.program),
-            Text(info.state, style=STATE_STYLES[info.state]),
-            Text(info.waiting_on or ""),
-            str(info.nice),
-            seconds(info.age_s),
+            *cells,
+            _line(info.program),
+            _line(state, style=style),
+            *middle,
+            *([] if is_narrow else [seconds(info.age_s)]),
             count(used.tokens_in),
             count(used.tokens_out),
             count(used.tokens_cached),
             size(used.kv_bytes) if used.kv_bytes else "",
-            Text(info.args),
+            _line(info.args),
         )
     return table
 
 
-def device_table(devices: Iterable[DeviceInfo], *, title: str | None = None) -> Table:
+def device_table(devices: Iterable[DeviceInfo], *, width: int = _WIDE_COLUMNS) -> Table:
     """A row per device: what runs on it, how full its KV is, how fast it was."""
-    table = _table("device", "driver", "model", "state", title=title)
-    for name in ("running", "waiting", "cached", "prefill", "decode", "shared"):
-        table.add_column(name, justify="right", no_wrap=True)
+    is_narrow = width < _NARROW_COLUMNS
+    table = _table("device") if is_narrow else _table("device", "driver", "model")
+    table.add_column("state", min_width=6)
+    _numbers(table, "running", "waiting", "prefill", "decode")
+    if not is_narrow:
+        _numbers(table, "cached", "shared")
     table.add_column("KV in use", no_wrap=True)
     for device in devices:
+        names = [_line(device.name)]
+        if not is_narrow:
+            names += [_line(device.driver), _line(device.model)]
         table.add_row(
-            Text(device.name),
-            Text(device.driver),
-            Text(device.model),
+            *names,
             Text(device.state + (f": {device.reason}" if device.reason else "")),
             f"{device.running}/{device.sequences}",
             str(device.waiting),
-            str(device.cached_sequences),
             rate(device.prefill_tokens_per_s),
             rate(device.decode_tokens_per_s),
-            count(device.shared_tokens),
-            kv_cell(device),
+            *([] if is_narrow else [str(device.cached_sequences), count(device.shared_tokens)]),
+            kv_cell(device, bar_width=6 if is_narrow else 12),
         )
     return table
 
 
-def kv_cell(device: DeviceInfo) -> str:
+def kv_cell(device: DeviceInfo, *, bar_width: int) -> str:
     """A bar and the tokens that a device's KV holds."""
-    used, total = device.kv_tokens_used, device.kv_tokens_total
-    return f"{bar(used, total)} {count(used)}/{count(total)}"
+    used, room = device.kv_tokens_used, device.kv_tokens_total
+    return f"{bar(used, room, bar_width)} {count(used)}/{count(room)}" if room else ""
 
 
-def accounting_table(programs: Mapping[str, Accounting], *, title: str | None = None) -> Table:
+def accounting_table(programs: Mapping[str, Accounting], *, width: int = _WIDE_COLUMNS) -> Table:
     """A row per program and a sum: where tokens and time went."""
-    table = _table("program", title=title)
-    for name in ("syscalls", "in", "cached", "out", "queued", "prefill", "decode", "tools"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("KV MiB·s", justify="right", no_wrap=True)
+    is_narrow = width < _NARROW_COLUMNS
+    table = _table()
+    table.add_column("program", min_width=8)
+    _numbers(table, "in", "cached", "out", "prefill", "decode", "tools")
+    if not is_narrow:
+        _numbers(table, "queued", "syscalls", "KV MiB·s")
     for name, used in sorted(programs.items()):
-        table.add_row(Text(name), *_accounting_cells(used))
+        table.add_row(_line(name), *_accounting_cells(used, is_narrow=is_narrow))
     if len(programs) > 1:
         table.add_section()
-        table.add_row("all", *_accounting_cells(total(programs.values())), style="bold")
+        cells = _accounting_cells(total(programs.values()), is_narrow=is_narrow)
+        table.add_row("all", *cells, style="bold")
     return table
 
 
@@ -235,27 +249,36 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 # --- internals ------------------------------------------------------------------------------------
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=None, pad_edge=False, header_style="bold dim"
-    )
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
     for name in columns:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     return table
 
 
-def _accounting_cells(used: Accounting) -> tuple[str, ...]:
-    return (
-        count(used.syscalls),
+def _numbers(table: Table, *columns: str) -> None:
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _line(text: str, style: str = "") -> Text:
+    """Text that is cut, not wrapped, where its column is too narrow."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _accounting_cells(used: Accounting, *, is_narrow: bool) -> tuple[str, ...]:
+    cells = (
         count(used.tokens_in),
         count(used.tokens_cached),
         count(used.tokens_out),
-        seconds(used.queued_s),
         seconds(used.prefill_s),
         seconds(used.decode_s),
         seconds(used.tool_s),
-        f"{used.kv_byte_s / 2**20:,.1f}",
     )
+    if is_narrow:
+        return cells
+    kv = f"{used.kv_byte_s / 2**20:,.1f}"
+    return (*cells, seconds(used.queued_s), count(used.syscalls), kv)
 
 
 def _three_digits(amount: float) -> str:

@@ -238,6 +238,27 @@ def test_models_tells_what_is_here_known_and_configured() -> None:
     assert "llmos pull smollm2" in llmos("models").stdout
 
 
+def test_a_pulled_model_is_listed_verified_and_removed(tiny_model_path: Path) -> None:
+    card = json.loads(llmos("pull", f"file:{tiny_model_path}", "--name", "toy", "--json").stdout)
+    assert (card["name"], card["architecture"]) == ("toy", "llama")
+    assert "toy is ready: llama" in llmos("pull", f"file:{tiny_model_path}", "--name", "toy").stdout
+    assert llmos("models", "--verify").exit_code == 0
+    weights = next(Path("cache/models/toy").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    damaged = llmos("models")
+    assert damaged.exit_code == 1
+    assert "bytes, not" in damaged.stdout
+    assert llmos("models", "--remove", "toy").exit_code == 0
+    assert json.loads(llmos("models", "--json").stdout)["models"] == []
+
+
+def test_offline_nothing_is_pulled() -> None:
+    Path("llmos.toml").write_text(CONFIG.replace("home =", "offline = true\nhome ="))
+    result = llmos("pull", "smollm2")
+    assert result.exit_code == 4
+    assert "offline is set" in result.stderr
+
+
 def test_devices_tells_what_is_available_and_why_the_rest_is_not() -> None:
     value = json.loads(llmos("devices", "--json").stdout)
     assert any(device["is_available"] for device in value["devices"])
