@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -730,6 +731,21 @@ def test_the_real_embeddings_tell_meanings_apart(tmp_path: Path, minilm_path: Pa
             with pytest.raises(openai.NotFoundError):
                 await client.chat.completions.create(model="minilm", messages=HELLO)
 
+    asyncio.run(main())
+
+
+@pytest.mark.model
+def test_the_snippets_of_the_http_page_run(tmp_path: Path, smollm2_path: Path):
+    page = Path(__file__).parents[2] / "docs" / "http.md"
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+    async def main() -> None:
+        async with real_site(tmp_path) as client:
+            for snippet in snippets:
+                code = snippet.replace("http://127.0.0.1:8080/v1", str(client.base_url))
+                await asyncio.to_thread(exec, code, {})
+
+    assert len(snippets) == 2
     asyncio.run(main())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -107,3 +108,15 @@ def test_an_error_in_the_block_ends_the_kernel_and_goes_on(tmp_path: Path):
         _ = 1 / 0
     assert pids
     assert threading.active_count() == before
+
+
+@pytest.mark.model
+def test_the_snippets_of_the_embedding_page_run(
+    tmp_path: Path, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = Path(__file__).parents[2] / "docs" / "embedding-the-runtime.md"
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path))
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(snippet, {"__name__": "snippet"})
