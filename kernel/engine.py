@@ -20,11 +20,11 @@ from typing import NamedTuple, TypeVar
 
 from llmos.drivers.contract import (
     Allocation,
-    ConstraintError,
     DeviceError,
     Feed,
     LanguageModel,
     ModelInfo,
+    RequestError,
     Sampled,
 )
 from llmos.kernel.clock import Clock
@@ -642,8 +642,8 @@ class Engine:
 
 
 def _device_failure(name: str, problem: DeviceError) -> SyscallError:
-    if isinstance(problem, ConstraintError):
-        error = SyscallError("invalid", f"constraint: {problem}", field="constraint")
+    if isinstance(problem, RequestError):
+        error = SyscallError("invalid", f"{problem.field}: {problem}", field=problem.field)
     else:
         error = SyscallError(
             "device",
