@@ -13,9 +13,11 @@ from llmos.drivers.contract import LanguageModel, ModelSpec
 from llmos.drivers.opening import open_language_model
 
 # A driver's name, and whether it needs the real model. A new driver joins the suite here.
-DRIVERS: dict[str, bool] = {"scripted": False, "llama_cpp": True}
+DRIVERS: dict[str, bool] = {"scripted": False, "llama_cpp": True, "torch": True}
 # One thread: two that wait for each other crawl when the machine has other work.
-SPEC = ModelSpec("under_test", Path("scripted"), context_tokens=512, sequences=6, batch_tokens=192)
+SPEC = ModelSpec(
+    "under_test", Path("scripted"), context_tokens=512, sequences=6, batch_tokens=192, threads=1
+)
 
 Opener = Callable[..., LanguageModel]
 
