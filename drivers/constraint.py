@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 
-from llmos.drivers.contract import ConstraintError, DeviceError
+from llmos.drivers.contract import DeviceError, RequestError
 from llmos.drivers.sampling import Mask
 from llmos.syscalls.options import (
     ChoiceConstraint,
@@ -58,21 +58,22 @@ class ConstraintCompiler:
         self._tokenize = tokenize
 
     def compile(self, constraint: Constraint) -> Matcher:
-        """A matcher at the constraint's beginning. Raises: ConstraintError with the reason."""
+        """A matcher at the constraint's beginning. Raises: RequestError with the reason."""
         from llguidance import LLMatcher, LLParserLimits
 
         try:
             grammar = _grammar(constraint)
         except (TypeError, ValueError) as problem:
-            raise ConstraintError(
-                f"the {constraint.type} constraint is no JSON: {problem}"
+            raise RequestError(
+                f"the {constraint.type} constraint is no JSON: {problem}", field="constraint"
             ) from problem
         # Verbose errors would carry the parser's state, which is of no use to an agent.
         limits = LLParserLimits(verbose_errors=False)
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise ConstraintError(
-                f"the {constraint.type} constraint does not compile: {_reason(matcher)}"
+            raise RequestError(
+                f"the {constraint.type} constraint does not compile: {_reason(matcher)}",
+                field="constraint",
             )
         return Matcher(matcher, len(self._pieces))
 

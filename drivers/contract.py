@@ -34,15 +34,26 @@ class DeviceError(LlmosError):
         self.is_fatal = is_fatal
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_device_error, (type(self), str(self), self.is_fatal))
+        return (_device_error, (str(self), self.is_fatal))
 
 
-class ConstraintError(DeviceError):
-    """A constraint does not compile: who asked for it must change it, and the device is well."""
+class RequestError(DeviceError):
+    """What was asked does not fit the model, and the device is well; `field` is what to change."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_request_error, (str(self), self.field))
 
 
-def _device_error(kind: type[DeviceError], message: str, is_fatal: bool) -> DeviceError:
-    return kind(message, is_fatal=is_fatal)
+def _device_error(message: str, is_fatal: bool) -> DeviceError:
+    return DeviceError(message, is_fatal=is_fatal)
+
+
+def _request_error(message: str, field: str) -> RequestError:
+    return RequestError(message, field=field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +188,8 @@ class LanguageModel(Protocol):
         Ids are 0 <= sequence < info.sequences. `prompt` seeds the penalty window. `generated` are
         tokens sampled before a preemption: the random stream, the penalties and the constraint
         continue after them as if nothing had happened (so a random draw is a function of the seed
-        and the number of tokens generated). Raises: ConstraintError for a constraint that
-        does not compile, DeviceError for an adapter not attached.
+        and the number of tokens generated). Raises: RequestError for a constraint that
+        does not compile or a bias for no token, DeviceError for an adapter not attached.
         """
         ...
 

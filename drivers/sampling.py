@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmos.drivers.contract import DeviceError
+from llmos.drivers.contract import DeviceError, RequestError
 from llmos.syscalls.options import Sampling
 
 Row = NDArray[np.float32]
@@ -55,7 +55,7 @@ class Sampler:
 
     `prompt` begins the penalty window; `generated` are tokens that were sampled before, after which
     the random stream and the window continue. One thread at a time.
-    Raises: DeviceError when a logit bias names a token that the vocabulary does not have.
+    Raises: RequestError when a logit bias names a token that the vocabulary does not have.
     """
 
     def __init__(
@@ -77,8 +77,9 @@ class Sampler:
         self._bias_values = np.fromiter(sampling.logit_bias.values(), np.float32)
         foreign = self._bias_ids[(self._bias_ids < 0) | (self._bias_ids >= vocabulary)]
         if foreign.size:
-            raise DeviceError(
-                f"logit_bias names token {foreign[0]}; the vocabulary has {vocabulary} tokens"
+            raise RequestError(
+                f"logit_bias names token {foreign[0]}; the vocabulary has {vocabulary} tokens",
+                field="logit_bias",
             )
 
     def sample(self, logits: Row, mask: Mask | None = None) -> Choice:

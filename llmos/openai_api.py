@@ -8,9 +8,18 @@ becomes a `SyscallError` that names the field, as any other refused call does.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject, JsonValue
@@ -45,6 +54,10 @@ _NOT_SERVED: dict[str, tuple[JsonValue, ...]] = {
     "web_search_options": (),
 }
 _REMEDIES = {"functions": "use tools", "function_call": "use tool_choice"}
+
+
+# JSON can spell half of a character, which no text may hold.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Wire(BaseModel):
@@ -147,6 +160,15 @@ class FunctionSpec(Wire):
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, schema: JsonObject | None) -> JsonObject | None:
+        if schema and not isinstance(schema.get("properties", {}), dict):
+            raise ValueError("properties is an object of schemas by name")
+        if schema and not isinstance(schema.get("required", []), list):
+            raise ValueError("required is a list of names")
+        return schema
 
 
 class ToolItem(Wire):
@@ -294,7 +316,11 @@ def parse(shape: type[W], body: bytes) -> W:
     """
     try:
         data: Any = json.loads(body, parse_constant=_refuse_constant)
-    except ValueError as problem:
+        if _SURROGATE.search(body):
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeError as problem:
+        raise SyscallError("invalid", f"the body holds half a character: {problem}") from problem
+    except (ValueError, RecursionError) as problem:
         raise SyscallError("invalid", f"the body is not JSON: {problem}") from problem
     if not isinstance(data, dict):
         raise SyscallError("invalid", "the body is not a JSON object")
@@ -325,7 +351,8 @@ def _refuse_constant(name: str) -> None:
 def _invalid(problem: ValidationError, given: JsonObject) -> SyscallError:
     first = problem.errors(include_url=False, include_input=False)[0]
     field = _field(first["loc"], given, is_missing=first["type"] == "missing")
-    return SyscallError("invalid", f"{field}: {first['msg']}", field=field)
+    message = first["msg"].removeprefix("Value error, ")
+    return SyscallError("invalid", f"{field}: {message}", field=field)
 
 
 def _field(location: tuple[str | int, ...], given: JsonValue, *, is_missing: bool) -> str:

@@ -328,7 +328,7 @@ def _requests(calls: list[ToolCallItem], where: str) -> tuple[ToolRequest, ...]:
 def _arguments(text: str, where: str) -> JsonObject:
     try:
         arguments: JsonValue = json.loads(text or "{}")
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise _refused(where, f"this is not JSON: {problem}") from problem
     if not isinstance(arguments, dict):
         raise _refused(where, "arguments are one JSON object")

@@ -11,6 +11,7 @@ from llmos.openai_api import ChatRequest, CompletionRequest, EmbeddingRequest, W
 from llmos.syscalls.errors import SyscallError
 
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+BROKEN = {"type": "object", "properties": []}
 
 
 def refusal(shape: type[Wire], body: object) -> tuple[str, object]:
@@ -81,6 +82,10 @@ def test_echo_of_a_completion_is_refused_by_name():
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": BROKEN}}]},
+            "tools.0.function.parameters",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"logit_bias": {"5": 200}}, "logit_bias.5"),
         ({"stop": 5}, "stop"),
@@ -95,9 +100,28 @@ def test_a_missing_field_is_named():
     assert refusal(EmbeddingRequest, {"model": "m"}) == ("invalid", "input")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"text"', b'{"temperature": NaN}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"text"',
+        b'{"temperature": NaN}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"\\ud800": 1}',
+        b'{"model": "\\ud800"}',
+    ],
+)
 def test_a_body_that_is_no_json_object_is_refused(body: bytes):
     assert refusal(ChatRequest, body)[0] == "invalid"
+
+
+def test_a_character_in_two_escapes_is_one_character():
+    body = json.dumps(HELLO | {"model": "\U0001f600"}).encode()
+    assert b"\\ud83d" in body
+    assert parse(ChatRequest, body).model == "\U0001f600"
 
 
 def test_token_lists_are_refused_as_embedding_input():

@@ -434,6 +434,15 @@ def test_a_schema_that_does_not_compile_is_a_bad_request(tmp_path: Path):
     run(tmp_path, body)
 
 
+def test_a_bias_for_a_token_that_is_none_is_a_bad_request(tmp_path: Path):
+    async def body(there: Site) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await there.chat(logit_bias={"999999": 1})
+        assert caught.value.param == "logit_bias"
+
+    run(tmp_path, body)
+
+
 def test_a_wrong_field_is_a_bad_request_that_names_it(tmp_path: Path):
     async def body(there: Site) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
