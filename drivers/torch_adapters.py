@@ -28,7 +28,7 @@ class TorchAdapters:
     def __init__(self, model: Any, *, device: str) -> None:
         self._model = model
         self._device = device
-        self._peft: Any = None  # wraps the model while there are adapters
+        self._layers: Any = None  # peft's, in place of linear ones while there are adapters
         self._attached: dict[str, _Attached] = {}
         self._numbers = itertools.count()
         self._in_use: str | None = None
@@ -47,10 +47,11 @@ class TorchAdapters:
         """
         if name in self._attached:
             raise DeviceError(f"an adapter {name} is attached already")
-        size = self._check(name, read_adapter(folder))
+        adapter = read_adapter(folder)
+        size = self._check(name, adapter)
         inner_name = f"adapter_{next(self._numbers)}"
         try:
-            self._load(inner_name, folder)
+            self._load(inner_name, folder, adapter)
         except Exception as problem:
             self._unload(inner_name)
             raise DeviceError(f"peft cannot attach the adapter {name}: {problem}") from problem
@@ -72,34 +73,40 @@ class TorchAdapters:
             self._in_use = name
             self._switch()
 
-    def _load(self, inner_name: str, folder: Path) -> None:
-        from peft import PeftConfig, PeftModel
+    def _load(self, inner_name: str, folder: Path, adapter: LoraAdapter) -> None:
+        from peft import LoraConfig, LoraModel
 
-        settings: Any = PeftConfig.from_pretrained(str(folder))
+        settings: Any = LoraConfig.from_pretrained(str(folder))
         settings.inference_mode = True
-        if self._peft is None:
-            self._peft = PeftModel(self._model, settings, inner_name)
+        if self._layers is None:
+            self._layers = LoraModel(self._model, {inner_name: settings}, inner_name)
         else:
-            self._peft.add_adapter(inner_name, settings)
-        self._peft.load_adapter(str(folder), inner_name, torch_device=self._device)
+            self._layers.peft_config[inner_name] = settings
+            self._layers.inject_adapter(self._model, inner_name)
+        for path, pair in adapter.pairs.items():
+            layer = self._model.get_submodule(path)
+            for half, tensor in ((layer.lora_A, pair.a), (layer.lora_B, pair.b)):
+                half[inner_name].weight.data.copy_(tensor)
+        self._model.requires_grad_(False).eval()
 
     def _unload(self, inner_name: str) -> None:
-        if self._peft is not None and inner_name in self._peft.peft_config:
-            if len(self._peft.peft_config) > 1:
-                self._peft.delete_adapter(inner_name)
-            else:
-                self._peft.unload()
-                self._peft = None
+        if self._layers is None:
+            return
+        if set(self._layers.peft_config) - {inner_name}:
+            self._layers.delete_adapter(inner_name)
+        else:
+            self._layers.unload()
+            self._layers = None
 
     def _switch(self) -> None:
         """Bring peft's layers in line with `_in_use`."""
-        if self._peft is None:
+        if self._layers is None:
             return
         if self._in_use is None:
-            self._peft.base_model.disable_adapter_layers()
+            self._layers.disable_adapter_layers()
         else:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(self._attached[self._in_use].inner_name, inference_mode=True)
+            self._layers.enable_adapter_layers()
+            self._layers.set_adapter(self._attached[self._in_use].inner_name, inference_mode=True)
 
     def _check(self, name: str, adapter: LoraAdapter) -> int:
         """The adapter's bytes. Raises: DeviceError unless each of its layers is in the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,3 +55,31 @@ def model(opened: LanguageModel) -> Iterator[LanguageModel]:
     yield opened
     for sequence in range(opened.info.sequences):
         opened.trim(sequence, 0)
+
+
+@pytest.fixture(scope="session")
+def make_lora(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a peft folder of a LoRA adapter with random weights on a transformers folder, large
+    enough to change what the model says.
+    """
+    import torch
+
+    def make(base: Path, name: str, *, seed: int = 1, std: float = 0.3, **settings: Any) -> Path:
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        options = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+        config = LoraConfig(**{**options, **settings}, task_type="CAUSAL_LM")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(model, config)
+        torch.manual_seed(seed)
+        for parameter_name, parameter in adapted.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=std)
+        folder = tmp_path_factory.mktemp("adapters") / name
+        adapted.save_pretrained(folder)
+        return folder
+
+    return make
