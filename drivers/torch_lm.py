@@ -11,7 +11,6 @@ of a step has succeeded, so a failure on a CPU leaves every sequence as it was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from llmos.drivers.contract import (
 )
 from llmos.drivers.decoding import Decoding, masks
 from llmos.drivers.torch_adapters import TorchAdapters
+from llmos.drivers.torch_device import use_device
 from llmos.drivers.torch_kv import KvShape, KvStore
 from llmos.drivers.torch_vocabulary import TorchVocabulary
 from llmos.drivers.torch_weights import checkpoint, load_model, load_tokenizer, weights_file
@@ -48,7 +48,6 @@ from llmos.syscalls.results import ToolSpec
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = ("float32", "bfloat16", "float16")
 # Rotary tables of these kinds depend on the longest text in the batch, which packing mixes.
 _UNSERVED_ROPE = frozenset({"dynamic", "longrope"})
 _SERVED_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -63,10 +62,9 @@ class TorchLM:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        import torch
-
-        dtype = _check_spec(spec)
-        torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
+        if min(spec.sequences, spec.batch_tokens, spec.context_tokens) < 1:
+            raise DeviceError("sequences, batch_tokens and context_tokens must be at least 1")
+        dtype = use_device(spec)
         torch_packed.install()
         folder = checkpoint(spec.path)
         self._model: Any = load_model(
@@ -287,24 +285,6 @@ class TorchLM:
 
 
 # --- opening --------------------------------------------------------------------------------------
-
-
-def _check_spec(spec: ModelSpec) -> torch.dtype:
-    """The number format to compute in. Raises: DeviceError."""
-    import torch
-
-    kind = spec.device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise DeviceError(f"torch serves the devices cpu and cuda here, not {spec.device}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("torch finds no CUDA device")
-    if spec.dtype not in ("auto", *_DTYPES):
-        raise DeviceError(f"dtype is auto or one of {', '.join(_DTYPES)}, not {spec.dtype}")
-    if min(spec.sequences, spec.batch_tokens, spec.context_tokens) < 1:
-        raise DeviceError("sequences, batch_tokens and context_tokens must be at least 1")
-    by_device = "bfloat16" if kind == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, by_device if spec.dtype == "auto" else spec.dtype)
-    return dtype
 
 
 def _describe(spec: ModelSpec, model: Any, vocabulary: TorchVocabulary) -> ModelInfo:
