@@ -28,7 +28,7 @@ from rich.text import Text
 import llmos
 from llmos import exits, tables
 from llmos.jobs import why
-from llmos.live import REFRESH_S, overview, room
+from llmos.live import REFRESH_S, overview
 from llmos.rates import remember_rates
 from llmos.report import Report, write_report
 from llmos.sharing import Sharing
@@ -165,7 +165,7 @@ async def _read(kernel: Kernel, pid: int, run: _Run, terminal: Terminal, is_prin
     async for data in kernel.output(pid):
         for line in run.take(data):
             if is_printing:
-                terminal.screen.print(Text(line))
+                terminal.screen.print(Text(line), soft_wrap=True)
 
 
 async def _live(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> None:
@@ -175,8 +175,9 @@ async def _live(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> N
             info, processes = await init.stat(), await init.ps()
             agents = [process for process in processes if process.pid != init.pid]
             said = [Text(line, style="dim", no_wrap=True) for line in run.lines[-_LAST_LINES:]]
-            rows = max(5, room(terminal) - _LAST_LINES)
-            picture = overview(info, agents, rows=rows, width=terminal.screen.width)
+            size = terminal.screen.size
+            lines = size.height - len(said) - 1
+            picture = overview(info, agents, lines=lines, width=size.width)
             live.update(Group(picture, Text(), *said), refresh=True)
             await asyncio.sleep(REFRESH_S)
 
@@ -218,7 +219,7 @@ def _report(
     model = config.models[config.default_model]
     return Report(
         title="llmos demo",
-        subtitle=f"agents over {files} on {config.default_model} "
+        subtitle=f"agents over {_short(files)} on {config.default_model} "
         f"({model.driver}, {model.device}), policy {config.policy}",
         info=info,
         trace=trace,
@@ -229,6 +230,11 @@ def _report(
         footer=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}. trace.json beside this file opens in {VIEWER}",
     )
+
+
+def _short(path: Path) -> Path:
+    """A path as the person would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _source(source: Any) -> str:
@@ -255,10 +261,11 @@ def _show_end(
     screen.print()
     screen.print(
         f"{tables.seconds(report.seconds)}; at most {most} agents at once; "
-        f"{Sharing.of(report.info).sentence()}"
+        f"{Sharing.of(report.info).sentence()}",
+        soft_wrap=True,
     )
-    screen.print(Text(f"trace   {trace_path}  ({VIEWER} opens it)"), soft_wrap=True)
-    screen.print(Text(f"report  {report_path}"), soft_wrap=True)
+    screen.print(Text(f"trace   {_short(trace_path)}  ({VIEWER} opens it)"), soft_wrap=True)
+    screen.print(Text(f"report  {_short(report_path)}"), soft_wrap=True)
 
 
 def _as_json(exited: Exited, report: Report, trace_path: Path, report_path: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 _LEAVE_KEYS = frozenset({"q", "Q", "c-c", "c-d", "escape"})
-_HEADER_LINES = 8
+_OTHER_LINES = 6  # headline, two table heads, two blank lines, "and N more"
+_ALL = 1_000_000
 _LEAST_ROWS = 5
 # Who does something now is shown first when not all fit.
 _ORDER: Sequence[ProcessState] = (
@@ -41,12 +42,14 @@ _ORDER: Sequence[ProcessState] = (
 
 
 def overview(
-    info: KernelInfo, processes: Iterable[ProcessInfo], *, rows: int, width: int
+    info: KernelInfo, processes: Iterable[ProcessInfo], *, lines: int, width: int
 ) -> RenderableType:
-    """Kernel, devices and the `rows` busiest processes, on `width` columns."""
+    """Kernel, open devices and as many of the busiest processes as fit on `lines`."""
+    devices = [device for device in info.devices if device.state != "closed"]
+    rows = max(_LEAST_ROWS, lines - len(devices) - _OTHER_LINES)
     listed = sorted(processes, key=lambda process: (_ORDER.index(process.state), process.pid))
     shown = sorted(listed[:rows], key=lambda process: process.pid)
-    parts: list[RenderableType] = [headline(info), tables.device_table(info.devices, width=width)]
+    parts: list[RenderableType] = [headline(info), tables.device_table(devices, width=width)]
     parts += [Text(), tables.process_table(shown, width=width)]
     if len(listed) > rows:
         parts.append(Text(f"and {len(listed) - rows} more", style="dim"))
@@ -60,6 +63,8 @@ def headline(info: KernelInfo) -> Text:
         ("llmos", "bold"),
         f"  up {tables.seconds(info.uptime_s)}  policy {info.policy}"
         f"  resident {tables.size(info.resident_bytes)}  processes: {states or 'none'}",
+        no_wrap=True,
+        overflow="ellipsis",
     )
 
 
@@ -67,7 +72,7 @@ async def top(os: OS, terminal: Terminal) -> None:
     """Show processes and devices until q or Ctrl-C; once where no person watches."""
     keyboard = terminal.keyboard
     if keyboard is None or not terminal.is_interactive:
-        terminal.screen.print(await _picture(os, rows=10_000, width=terminal.screen.width))
+        terminal.screen.print(await _picture(os, lines=_ALL, width=terminal.screen.width))
         return
     leave = asyncio.Event()
 
@@ -81,7 +86,8 @@ async def top(os: OS, terminal: Terminal) -> None:
         Live(console=terminal.screen, screen=True, auto_refresh=False) as live,
     ):
         while not leave.is_set():
-            picture = await _picture(os, rows=room(terminal), width=terminal.screen.width)
+            size = terminal.screen.size
+            picture = await _picture(os, lines=size.height, width=size.width)
             live.update(picture, refresh=True)
             try:
                 await asyncio.wait_for(leave.wait(), REFRESH_S)
@@ -89,10 +95,5 @@ async def top(os: OS, terminal: Terminal) -> None:
                 continue
 
 
-def room(terminal: Terminal) -> int:
-    """Rows of the process table that fit on the screen."""
-    return max(_LEAST_ROWS, terminal.screen.height - _HEADER_LINES)
-
-
-async def _picture(os: OS, *, rows: int, width: int) -> RenderableType:
-    return overview(await os.stat(), await os.ps(), rows=rows, width=width)
+async def _picture(os: OS, *, lines: int, width: int) -> RenderableType:
+    return overview(await os.stat(), await os.ps(), lines=lines, width=width)

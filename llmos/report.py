@@ -118,10 +118,10 @@ def _legend(timeline: Timeline) -> str:
 
 
 def _device_kinds(timeline: Timeline) -> Sequence[str]:
-    """Prefill and decode, which device lanes show even if no process lane does."""
-    if not timeline.devices:
-        return ()
-    return [kind for kind in ("prefill", "decode") if kind not in timeline.kinds]
+    """What only device lanes show."""
+    steps = [step for steps in timeline.devices.values() for step in steps]
+    worked = {kind for step in steps for kind in step.amounts}
+    return [kind for kind in KINDS if kind in worked and kind not in timeline.kinds]
 
 
 def _accounting(programs: Mapping[str, Accounting]) -> str:
@@ -156,9 +156,12 @@ def _devices(info: KernelInfo) -> str:
             rate(device.prefill_tokens_per_s),
             rate(device.decode_tokens_per_s),
             count(device.shared_tokens),
-            f"{count(device.kv_tokens_used)} of {count(device.kv_tokens_total)}",
+            f"{count(device.kv_tokens_used)} of {count(device.kv_tokens_total)}"
+            if device.kv_tokens_total
+            else "-",
         )
         for device in info.devices
+        if device.state != "closed"
     ]
     head = ("device", "driver", "state", "steps", "prefill", "decode", "tokens shared", "KV tokens")
     return _table(head, rows, texts=3)

@@ -163,9 +163,12 @@ def accounting_table(programs: Mapping[str, Accounting], *, width: int = _WIDE_C
     is_narrow = width < _NARROW_COLUMNS
     table = _table()
     table.add_column("program", min_width=8)
-    _numbers(table, "in", "cached", "out", "prefill", "decode", "tools")
+    _numbers(table, "in", "cached", "out")
     if not is_narrow:
-        _numbers(table, "queued", "syscalls", "KV MiB·s")
+        _numbers(table, "queued")
+    _numbers(table, "prefill", "decode", "tools")
+    if not is_narrow:
+        _numbers(table, "syscalls", "KV MiB·s")
     for name, used in sorted(programs.items()):
         table.add_row(_line(name), *_accounting_cells(used, is_narrow=is_narrow))
     if len(programs) > 1:
@@ -267,18 +270,12 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _accounting_cells(used: Accounting, *, is_narrow: bool) -> tuple[str, ...]:
-    cells = (
-        count(used.tokens_in),
-        count(used.tokens_cached),
-        count(used.tokens_out),
-        seconds(used.prefill_s),
-        seconds(used.decode_s),
-        seconds(used.tool_s),
-    )
+    tokens = (count(used.tokens_in), count(used.tokens_cached), count(used.tokens_out))
+    times = (seconds(used.prefill_s), seconds(used.decode_s), seconds(used.tool_s))
     if is_narrow:
-        return cells
+        return (*tokens, *times)
     kv = f"{used.kv_byte_s / 2**20:,.1f}"
-    return (*cells, seconds(used.queued_s), count(used.syscalls), kv)
+    return (*tokens, seconds(used.queued_s), *times, count(used.syscalls), kv)
 
 
 def _three_digits(amount: float) -> str:

@@ -48,7 +48,7 @@ KINDS = (
 )
 
 _WIDTH, _LABELS, _MARGIN = 1120.0, 210.0, 16.0
-_LANE, _BAR, _DEVICE_LANE, _AXIS = 22.0, 12.0, 64.0, 26.0
+_LANE, _BAR, _RATE_LANE, _AXIS = 22.0, 12.0, 26.0, 26.0
 _PHASES = ("queued", "prefill", "decode")
 _MERGE_PX = 0.75
 _BINS = 240
@@ -76,12 +76,11 @@ class Lane:
 
 
 class Step(NamedTuple):
-    """One iteration of a device."""
+    """One iteration of a device, and how much it did of each kind: tokens, or texts embedded."""
 
     start_s: float
     end_s: float
-    prefill_tokens: int
-    decode_tokens: int
+    amounts: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -133,10 +132,9 @@ def read_trace(trace: JsonObject, *, skip: Iterable[int] = (1,)) -> Timeline:
         pid = event["pid"]
         if event["cat"] == "device":
             device = thread_names.get((pid, event["tid"]), "device")
-            args: Any = event["args"]
-            devices[device].append(
-                Step(start_s, end_s, args.get("prefill", 0), args.get("decode", 0))
-            )
+            amounts = _amounts(event)
+            if amounts:
+                devices[device].append(Step(start_s, end_s, amounts))
             continue
         lane = lanes.get(pid)
         if lane is None:
@@ -163,8 +161,9 @@ def draw(timeline: Timeline) -> str:
     parts: list[str] = []
     y = _AXIS
     for name, steps in timeline.devices.items():
-        parts.append(_device(name, steps, y, scale))
-        y += _DEVICE_LANE
+        kinds = [kind for kind in KINDS if any(kind in step.amounts for step in steps)]
+        parts.append(_device(name, steps, kinds, y, scale))
+        y += 18 + _RATE_LANE * len(kinds)
     for lane in lanes:
         parts.append(_lane(lane, y, scale))
         y += _LANE
@@ -205,6 +204,14 @@ def _finest(spans: list[Span]) -> list[Span]:
     if not any(span.kind in _PHASES for span in spans):
         return spans
     return [span for span in spans if span.kind != "generate"]
+
+
+def _amounts(event: JsonObject) -> Mapping[str, int]:
+    """How much a device did in one span; nothing for what is no work, such as opening."""
+    args: Any = event["args"]
+    if event["name"] == "embed":
+        return {"embed": args.get("texts", 0)}
+    return {kind: args[kind] for kind in ("prefill", "decode") if kind in args}
 
 
 def _note_life(lane: Lane, event: JsonObject) -> None:
@@ -281,27 +288,22 @@ def _merge(spans: Sequence[Span], gap_s: float) -> Iterable[tuple[Span, int]]:
         yield current, number
 
 
-def _device(name: str, steps: Sequence[Step], y: float, scale: _Scale) -> str:
-    """Tokens a second over time: prefill above, decode below, each to its own scale."""
+def _device(name: str, steps: Sequence[Step], kinds: Sequence[str], y: float, scale: _Scale) -> str:
+    """What a device did a second over time, a row for each kind of work, each to its own scale."""
     bin_s = scale.end_s / _BINS
-    prefill, decode = [0.0] * _BINS, [0.0] * _BINS
-    for step in steps:
-        for index, share in _spread(step, bin_s):
-            prefill[index] += step.prefill_tokens * share / bin_s
-            decode[index] += step.decode_tokens * share / bin_s
-    half = _DEVICE_LANE / 2
-    rows = "".join(
-        _rates(kind, rates, y + half * index, half - 6, scale)
-        for index, (kind, rates) in enumerate((("prefill", prefill), ("decode", decode)))
-    )
-    peaks = (f"prefill peak {count(max(prefill))}", f"decode peak {count(max(decode))}")
-    labels = "".join(
-        f'<text class="quiet" x="4" y="{y + 32 + 15 * index:.1f}">{peak} tokens/s</text>'
-        for index, peak in enumerate(peaks)
-    )
+    rows: list[str] = []
+    for index, kind in enumerate(kinds):
+        rates = [0.0] * _BINS
+        for step in steps:
+            for position, share in _spread(step, bin_s):
+                rates[position] += step.amounts.get(kind, 0) * share / bin_s
+        top = y + 16 + _RATE_LANE * index
+        label = f"{kind} peak {count(max(rates))} {'texts' if kind == 'embed' else 'tokens'}/s"
+        rows.append(f'<text class="quiet" x="4" y="{top + 15:.1f}">{label}</text>')
+        rows.append(_rates(kind, rates, top, _RATE_LANE - 4, scale))
     return (
-        f'<g class="device"><text class="name" x="4" y="{y + 16:.1f}">{escape(_short(name))}</text>'
-        f"{labels}{rows}</g>"
+        f'<g class="device"><text class="name" x="4" y="{y + 13:.1f}">{escape(_short(name))}</text>'
+        f"{''.join(rows)}</g>"
     )
 
 

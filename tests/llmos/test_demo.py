@@ -97,7 +97,6 @@ def test_the_end_shows_answer_sources_accounting_and_savings(
         str(tmp_path / "out" / "report.html"),
     ):
         assert shown in screen.text
-    assert "prefill saved" in screen.text
 
 
 def test_trace_and_report_are_left_in_the_folder(

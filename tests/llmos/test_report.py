@@ -100,7 +100,10 @@ def test_a_trace_becomes_lanes_named_by_their_programs() -> None:
     ]
     assert timeline.most_at_once == 2
     assert timeline.end_s == pytest.approx(2.1)
-    assert [step.prefill_tokens for step in timeline.devices["smollm2"]] == [100, 0]
+    assert [step.amounts for step in timeline.devices["smollm2"]] == [
+        {"prefill": 100, "decode": 0},
+        {"prefill": 0, "decode": 4},
+    ]
 
 
 def test_a_generation_is_shown_by_its_phases_where_they_are_known() -> None:
