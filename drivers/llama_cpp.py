@@ -269,13 +269,14 @@ class LlamaCpp:
     def _use_adapter(self, name: str | None) -> None:
         if name == self._adapter:
             return
-        pointer = None if name is None else self._model.adapter(name)
+        pointers = [] if name is None else [self._model.adapter(name)]
+        count = len(pointers)
         with listen() as heard:
             status: int = self._lib.llama_set_adapters_lora(
                 self._context,
-                (ctypes.c_void_p * 1)(pointer),
-                0 if name is None else 1,
-                (ctypes.c_float * 1)(1.0),
+                (self._lib.llama_adapter_lora_p_ctypes * count)(*pointers),
+                count,
+                (ctypes.c_float * count)(*[1.0] * count),
             )
         if status:
             raise DeviceError(f"llama.cpp cannot use the adapter {name}: {heard.reason}")
