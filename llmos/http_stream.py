@@ -61,11 +61,11 @@ class EventStream(Response):
                     if not is_started:
                         await send(self._start())
                         is_started = True
-                    await _send_event(send, json.dumps(chunk, ensure_ascii=False))
+                    await _send_event(send, _json(chunk))
         except SyscallError as problem:
             if not is_started:
                 raise
-            await _send_event(send, json.dumps(openai_answers.error_answer(problem)))
+            await _send_event(send, _json(openai_answers.error_answer(problem)))
         else:
             await _send_event(send, "[DONE]")
         await send({"type": "http.response.body", "body": b""})
@@ -105,6 +105,10 @@ async def while_connected(work: Coroutine[Any, Any, T], receive: Receive) -> T |
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _json(value: JsonObject) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 async def _send_event(send: Send, data: str) -> None:
