@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.form import Floor, main
-
 import llmos
+from benchmarks.form import Floor, main
 from llmos.agents.handle import OS
 from llmos.config import ModelConfig
 from llmos.memory.model_store import ModelStore

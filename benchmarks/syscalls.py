@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-from benchmarks.form import Floor, main
 
 import llmos
+from benchmarks.form import Floor, main
 from llmos.agents.handle import OS
 
 if TYPE_CHECKING:
