@@ -62,6 +62,12 @@ class Job:
             return INTERRUPTED
         return OK if self.last is not None and self.last.status == "ok" else FAILED
 
+    def show_unseen(self, terminal: Terminal) -> None:
+        """Write what came while nobody looked."""
+        if self.unseen_bytes:
+            terminal.write(bytes(self.output[-self.unseen_bytes :]))
+            self.unseen_bytes = 0
+
 
 class Jobs:
     """The jobs of one shell or command."""
@@ -139,7 +145,8 @@ class Jobs:
         }
         if self._can_stop:
             handlers[signal.SIGTSTP] = lambda: stopped.done() or stopped.set_result(None)
-        self._attach(job)
+        job.is_in_foreground = True
+        job.show_unseen(self._terminal)
         feeding = asyncio.create_task(self._feed(job))
         try:
             if job.state == "stopped":
@@ -213,12 +220,6 @@ class Jobs:
             job.is_input_open = False
             self._kernel.close_input(first)
 
-    def _attach(self, job: Job) -> None:
-        job.is_in_foreground = True
-        if job.unseen_bytes:
-            self._terminal.write(bytes(job.output[-job.unseen_bytes :]))
-            job.unseen_bytes = 0
-
     def _finish(self, job: Job) -> None:
         """Take an ended job off the table, raising what went wrong while following it."""
         assert job.following is not None
@@ -234,10 +235,12 @@ class Jobs:
 
 
 def show_outcome(job: Job, terminal: Terminal) -> None:
-    """Print what a job returned, and why any stage failed.
+    """Print what a job wrote unseen, why any stage failed, and what it returned.
 
-    A text that the program has just written is not printed a second time.
+    A program writes for people and returns for programs: a text that it has just written is not
+    printed again, and another value only when it wrote nothing.
     """
+    job.show_unseen(terminal)
     terminal.end_line()
     for pid in job.pids:
         exited = job.exits.get(pid)
@@ -246,9 +249,10 @@ def show_outcome(job: Job, terminal: Terminal) -> None:
     last = job.last
     if last is None or last.status != "ok":
         return
-    text = value_text(last.value)
     written = job.output.decode("utf-8", errors="replace").strip()
-    if text and not written.endswith(text.strip()):
+    text = value_text(last.value)
+    is_said = written.endswith(text.strip()) if isinstance(last.value, str) else bool(written)
+    if text and not is_said:
         terminal.write(text.encode() + b"\n")
 
 

@@ -126,10 +126,12 @@ def test_a_wrong_command_line_is_status_2(arguments: tuple[str, ...]) -> None:
 # --- run ------------------------------------------------------------------------------------------
 
 
-def test_run_streams_output_and_prints_the_value() -> None:
+def test_run_streams_output_or_prints_the_value() -> None:
     result = llmos("run", "agents.py", "tea", "times=2")
     assert result.exit_code == 0
-    assert result.stdout == 'said tea\nsaid tea\n{\n  "word": "tea"\n}\n'
+    assert result.stdout == "said tea\nsaid tea\n"
+    silent = llmos("run", "agents.py", "tea", "times=0")
+    assert silent.stdout == '{\n  "word": "tea"\n}\n'
 
 
 def test_run_finds_programs_by_module_and_by_file_and_function() -> None:

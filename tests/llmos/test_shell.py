@@ -40,6 +40,12 @@ async def value(os: OS, what: Any) -> Any:
     return what
 
 
+async def say_and_return(os: OS, what: Any, said: Any = None) -> Any:
+    await os.print("thinking")
+    await os.print(said or what)
+    return what
+
+
 async def fail(os: OS) -> None:
     raise SyscallError("denied", "as it was told")
 
@@ -72,6 +78,7 @@ PROGRAMS: dict[str, Any] = {
     "say": say,
     "upper": upper,
     "value": value,
+    "say_and_return": say_and_return,
     "fail": fail,
     "wait_for_mail": wait_for_mail,
     "clean_up": clean_up,
@@ -145,6 +152,14 @@ def test_run_is_the_long_form(script: Script) -> None:
 def test_a_returned_value_is_printed(script: Script) -> None:
     assert script("value text") == (0, "text\n")
     assert script("""value '{"a": [1]}'""") == (0, '{\n  "a": [\n    1\n  ]\n}\n')
+
+
+def test_a_value_is_not_printed_where_the_program_has_said_it(script: Script) -> None:
+    assert script("say_and_return 'the answer'") == (0, "thinking\nthe answer\n")
+    assert script("say_and_return 'another answer' said='the answer'")[1] == (
+        "thinking\nthe answer\nanother answer\n"
+    )
+    assert script("say_and_return '[1]'") == (0, "thinking\n[1]\n")
 
 
 def test_a_pipe_feeds_the_next_program(script: Script) -> None:
@@ -228,7 +243,7 @@ def test_background_output_is_kept_until_fg_shows_it(tmp_path: Path) -> None:
 def test_a_script_waits_for_its_background_jobs(script: Script) -> None:
     status, shown = script("say from behind &")
     assert status == 0
-    assert "[1] done" in shown
+    assert shown.endswith("[1] done  say from behind  (pid 2)\nfrom behind\n")
 
 
 def test_exit_ends_what_runs(script: Script) -> None:
