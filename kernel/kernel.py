@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import psutil
-
+from llmos.drivers.opening import module_allocations
 from llmos.kernel.accounts import total
 from llmos.kernel.clock import Clock, RealClock
 from llmos.kernel.contexts import Contexts
@@ -27,6 +26,7 @@ from llmos.kernel.inference import Inference
 from llmos.kernel.ipc import Mailboxes
 from llmos.kernel.journal import Journal, NoJournal
 from llmos.kernel.learning import JOB_NICE, Learning
+from llmos.kernel.ledger import Ledger, resident_bytes
 from llmos.kernel.library import Library
 from llmos.kernel.lifecycle import Lifecycle, ProgramExit
 from llmos.kernel.process import INIT, Process, ProcessTable
@@ -114,7 +114,7 @@ class Kernel:
         self._bind = bind
         self._registry: Registry | None = None
         self._booted_s = self.clock.now()
-        self._resident_at_boot = psutil.Process().memory_info().rss
+        self.ledger = Ledger()
         self.init = self.lifecycle.init(settings.quota)
 
     # --- outside ----------------------------------------------------------------------------------
@@ -306,8 +306,8 @@ class Kernel:
             processes=dict(states),
             policy=self.settings.policy,
             devices=self.devices.infos(),
-            ledger=tuple(self._ledger()),
-            resident_bytes=psutil.Process().memory_info().rss,
+            ledger=self.ledger.entries(self._named()),
+            resident_bytes=resident_bytes(),
             programs=self._programs(),
         )
 
@@ -400,12 +400,10 @@ class Kernel:
                 found.setdefault(process.program, []).append(process.account.snapshot())
         return {name: total(spent) for name, spent in sorted(found.items())}
 
-    def _ledger(self) -> list[LedgerEntry]:
-        entries = [
-            LedgerEntry(owner="kernel", what="python", bytes=self._resident_at_boot),
+    def _named(self) -> list[LedgerEntry]:
+        return [
             LedgerEntry(owner="kernel", what="trace", bytes=self.tracer.bytes()),
+            LedgerEntry(owner="memory", what="index", bytes=self.library.index_bytes()),
+            *(LedgerEntry(owner="python", what=w, bytes=b) for w, b in module_allocations()),
+            *self.devices.ledger(),
         ]
-        index = self.library.index_bytes()
-        if index:
-            entries.append(LedgerEntry(owner="memory", what="index", bytes=index))
-        return entries + self.devices.ledger()

@@ -15,7 +15,7 @@ from typing import Any
 from llmos.agents.handle import OS
 from llmos.agents.programs import PROGRAMS
 from llmos.agents.tools import TOOLS
-from llmos.config import Config, ModelConfig, load_config
+from llmos.config import Config, EmbeddingConfig, ModelConfig, load_config
 from llmos.drivers.contract import EmbeddingModel, LanguageModel, ModelSpec
 from llmos.drivers.opening import open_embedding_model, open_language_model
 from llmos.kernel.clock import Clock
@@ -59,7 +59,7 @@ async def boot(
 
 def settings_of(config: Config) -> Settings:
     """What the kernel is told of a configuration."""
-    store = ModelStore(config.cache / "models")
+    store = ModelStore(config.models_folder)
     embedding = config.embedding
     return Settings(
         home=config.home,
@@ -68,9 +68,7 @@ def settings_of(config: Config) -> Settings:
         embedding=EmbeddingSetting(
             name=embedding.name,
             dimensions=DEFAULT_DIMENSIONS,
-            open=_embedding_opener(
-                ModelSpec(embedding.name, Path(embedding.source), device=embedding.device), store
-            ),
+            open=_embedding_opener(embedding, store),
         ),
         policy=config.policy,
         quantum_tokens=config.quantum_tokens,
@@ -85,7 +83,7 @@ def _model(name: str, model: ModelConfig, store: ModelStore) -> ModelSetting:
     def path() -> Path:
         if model.driver == "scripted":
             return Path(model.source)
-        return store.path(model.source)
+        return store.find(model.source)
 
     def open_model() -> LanguageModel:
         spec = ModelSpec(
@@ -109,9 +107,11 @@ def _model(name: str, model: ModelConfig, store: ModelStore) -> ModelSetting:
     )
 
 
-def _embedding_opener(spec: ModelSpec, store: ModelStore) -> Callable[[], EmbeddingModel]:
+def _embedding_opener(
+    embedding: EmbeddingConfig, store: ModelStore
+) -> Callable[[], EmbeddingModel]:
     def open_model() -> EmbeddingModel:
-        found = ModelSpec(name=spec.name, path=store.path(str(spec.path)), device=spec.device)
-        return open_embedding_model(found)
+        path = store.find(embedding.source)
+        return open_embedding_model(ModelSpec(embedding.name, path, device=embedding.device))
 
     return open_model

@@ -182,11 +182,11 @@ def test_the_ledger_accounts_for_the_process_s_memory(tmp_path: Path) -> None:
         await os.remember(["The ledger names every large allocation."])
         info = await os.stat()
         owners = {(entry.owner, entry.what) for entry in info.ledger}
-        assert {("smollm2", "weights"), ("smollm2", "kv_cache"), ("kernel", "python")} <= owners
+        assert {("smollm2", "weights"), ("smollm2", "kv_cache"), ("python", "libraries")} <= owners
         assert any(owner == "minilm" for owner, _ in owners)
         named = sum(entry.bytes for entry in info.ledger)
-        # What is not named: allocators' slack, code pages, and KV pages never touched yet.
-        assert 0.7 < named / info.resident_bytes < 1.3, info.ledger
+        # What is not named: the objects of modules that were imported later, and allocators' slack.
+        assert 0.8 < named / info.resident_bytes < 1.1, info.ledger
 
     run(tmp_path, scenario)
 
