@@ -247,7 +247,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
+    functions: dict[str, Any] = environment.globals
+    functions["raise_exception"] = _raise
     return environment
 
 

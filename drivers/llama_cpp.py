@@ -43,7 +43,6 @@ from llmos.drivers.decoding import Decoding, masks
 from llmos.drivers.llama_batch import LlamaBatch
 from llmos.drivers.llama_library import listen, load_library
 from llmos.drivers.llama_model import LlamaModel
-from llmos.drivers.sampling import Row
 from llmos.syscalls.content import Message
 from llmos.syscalls.options import Constraint, Sampling
 from llmos.syscalls.results import ToolSpec
@@ -176,10 +175,10 @@ class LlamaCpp:
             f"llama.cpp failed to decode (status {status}): {heard.reason}", is_fatal=status < -1
         )
 
-    def _logits(self, rows: int) -> Sequence[Row]:
-        """The last step's logits, in the order of its batch; valid until the next step."""
+    def _logits(self, rows: int) -> NDArray[np.float32]:
+        """The last step's logits `(rows, vocabulary)` in its batch's order, until the next step."""
         if not rows:
-            return ()
+            return np.empty((0, self._info.vocabulary), np.float32)
         pointer = self._lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (rows, self._info.vocabulary))
 
