@@ -176,7 +176,10 @@ class Devices:
             tracer=self._tracer,
             max_queued=self._settings.max_queued,
         )
+        broken = self._engines.get(setting.name)
         self._engines[setting.name] = engine
+        if broken is not None:
+            await broken.stop()
         self._attached.pop(setting.name, None)
         started = self._clock.now()
         try:

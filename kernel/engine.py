@@ -258,8 +258,9 @@ class Engine:
         for generation in list(self._generations):
             self._fail(generation, SyscallError("device", f"device {self.name} was closed"))
         self._flush()
-        self.state = "closed"
-        self.driver.close()
+        if self.state == "ready":
+            self.state = "closed"
+            self.driver.close()
 
     def _panic(self, panic: KernelPanic) -> None:
         """An invariant is broken: nothing here can be trusted any more, so let everybody know."""

@@ -328,6 +328,29 @@ def test_a_device_that_cannot_be_opened_says_why_and_is_tried_again(boot_kernel:
     asyncio.run(scenario())
 
 
+def test_a_device_that_cannot_be_reopened_is_down_until_it_can(boot_kernel: Any) -> None:
+    bench = Bench()
+
+    def refuse() -> None:
+        raise DeviceError("no memory left")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            await kernel.os.generate("story", max_tokens=1)
+            bench.opened[0].fail_next_step(DeviceError("state lost", is_fatal=True))
+            bench.on_open = refuse
+            with pytest.raises(SyscallError, match="state lost"):
+                await kernel.os.generate("story", max_tokens=500)
+            with pytest.raises(SyscallError, match="no memory left"):
+                await kernel.os.generate("story", max_tokens=500)
+            bench.on_open = lambda: None
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+            names = [thread.name for thread in threading.enumerate()]
+            assert names.count("engine-scripted") == 1
+
+    asyncio.run(scenario())
+
+
 def test_quotas_of_tokens_are_charged_exactly(boot_kernel: Any) -> None:
     bench = Bench()
 
