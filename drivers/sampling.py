@@ -38,7 +38,7 @@ Mask = NDArray[np.bool_]
 # Below this, dividing by the temperature would overflow single precision; it is greedy anyway.
 _LEAST_TEMPERATURE = 1e-6
 # Candidates are looked for above these shares of the largest probability before a wider look.
-_FLOORS = (1e-3, 1e-6, 1e-12, 0.0)
+_FLOORS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-12, 0.0)
 _BLOCK = 256
 
 
