@@ -20,6 +20,8 @@ from llmos.syscalls.values import JsonObject
 
 # Shorter ones are headings, longer ones are no sentences or cost too much to choose from.
 _SENTENCE_CHARS = range(25, 301)
+# A statement in prose: no code, no data, no question.
+_STATEMENT = re.compile(r"[A-Z\"'(][^{}<>\\=]*[.!]")
 _CITATION = re.compile(r"\s*\[(\d+)\]")
 _CITED_SENTENCE = re.compile(
     r"\s*(?P<text>[^\[\]]+?)(?P<marks>(?:\s*\[\d+\])*)(?P<end>[.!?])(?=\s|$)"
@@ -48,7 +50,7 @@ async def quote(
     question: str,
     hits: Sequence[Hit],
     *,
-    candidates: int = 4,
+    candidates: int = 3,
     model: str | None = None,
 ) -> Quote | None:
     """The sentence that answers a question best in the model's eyes; None when there is none.
@@ -58,13 +60,13 @@ async def quote(
     origin: dict[str, Hit] = {}
     for hit in hits:
         for sentence in sentences(hit.text):
-            if len(sentence) in _SENTENCE_CHARS:
+            if len(sentence) in _SENTENCE_CHARS and _STATEMENT.fullmatch(sentence):
                 origin.setdefault(sentence, hit)
     if not origin:
         return None
     found = list(origin)
     order = await by_nearness(os, question, found)
-    near = [found[index] for index in sorted(order[:candidates])]
+    near = [found[index] for index in order[:candidates]]
     if len(near) == 1:
         return Quote(near[0], origin[near[0]])
     generated = await os.generate(

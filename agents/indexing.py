@@ -19,8 +19,11 @@ from llmos.syscalls.values import JsonObject
 
 CHUNK_TOKENS = 120
 TEXT_SUFFIXES = frozenset(
-    ".c .cfg .conf .cpp .css .csv .go .h .html .ini .java .js .json .log .md .py .rs .rst .sh .sql "
-    ".tex .toml .ts .txt .xml .yaml .yml".split()
+    {
+        *(".c", ".cfg", ".conf", ".cpp", ".css", ".go", ".h", ".html", ".ini", ".java", ".js"),
+        *(".log", ".md", ".py", ".rs", ".rst", ".sh", ".sql", ".tex", ".toml", ".ts", ".txt"),
+        *(".yaml", ".yml"),
+    }
 )
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -125,7 +128,8 @@ def require_indexed(indexed: JsonObject) -> None:
     if indexed["files"] == 0:
         raise SyscallError(
             "not_found",
-            f"there is no text file to index; skipped: {', '.join(indexed['skipped'][:5]) or 'none'}",
+            "there is no text file to index; skipped: "
+            f"{', '.join(indexed['skipped'][:5]) or 'none'}",
             what="text file",
             name=indexed["namespace"],
         )

@@ -14,7 +14,7 @@ async def rag(
     question: str,
     *,
     namespace: str | None = None,
-    k: int = 4,
+    k: int = 6,
     model: str | None = None,
 ) -> JsonObject:
     """Answer with a sentence of the sources, chosen by the model, and say where it stands.

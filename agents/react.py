@@ -3,7 +3,8 @@
 The model writes one JSON action a step, `{"tool": NAME, "arguments": {...}}`, under constraint: the
 name is one of the tools offered, the arguments fit that tool's own schema. What a constraint cannot
 hold off (a file that is not there, a division by zero, JSON cut by its length) goes back to the
-model as an error that it can act on. An answer is offered once there is a result to answer from.
+model as an error that it can act on. An answer is offered once there is a result to answer from, or
+when no tool is left to try.
 
 Source: Yao et al., "ReAct: Synergizing Reasoning and Acting in Language Models", 2023.
 """
@@ -27,7 +28,7 @@ from llmos.syscalls.values import JsonObject
 
 ANSWER = "answer"
 # One sentence; a dot may stand inside a word, as in notes.txt or 3.5.
-SENTENCE = r'^([^."\\\n]|\.[A-Za-z0-9_]){1,240}\.$'
+SENTENCE = r'^([^."\\\n]|\.[A-Za-z0-9_]){1,160}\.$'
 
 _ANSWER_SPEC = ToolSpec(
     name=ANSWER,
@@ -41,7 +42,8 @@ _ANSWER_SPEC = ToolSpec(
 )
 _EXAMPLES_SHOWN = 3
 _RESULT_CHARS = 600  # of a result that the model is shown
-_NAME_TOKENS, _ARGUMENT_TOKENS = 24, 160
+_REPORT_CHARS = 160  # of a result on standard output
+_NAME_TOKENS, _ARGUMENT_TOKENS = 24, 128
 
 # What the model can do something about; anything else ends the program.
 _FOR_THE_MODEL: frozenset[ErrorCode] = frozenset(
@@ -51,7 +53,7 @@ _FOR_THE_MODEL: frozenset[ErrorCode] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One action and what came of it."""
+    """One action and what came of it, as the model was shown it."""
 
     tool: str
     arguments: JsonObject
@@ -81,7 +83,7 @@ class _Run:
         """The tool that the model names."""
         if len(offered) == 1:
             return offered[0]
-        opening = '{"tool": "'
+        opening = '{"tool":"'
         generated = await self.os.generate(
             self.messages,
             model=self.model,
@@ -93,7 +95,7 @@ class _Run:
 
     async def write_arguments(self, tool: str) -> JsonObject:
         """The arguments that the model writes. Raises: SyscallError("tool_invalid")."""
-        opening = f'{{"tool": "{tool}", "arguments": '
+        opening = f'{{"tool":"{tool}","arguments":'
         generated = await self.os.generate(
             self.messages,
             model=self.model,
@@ -126,15 +128,15 @@ class _Run:
         except SyscallError as problem:
             if problem.code not in _FOR_THE_MODEL:
                 raise
-            self._record(Step(tool, arguments, f"Error: {problem.message}", is_error=True))
+            self._record(Step(tool, arguments, _shown(f"Error: {problem.message}"), is_error=True))
         else:
-            self._record(Step(tool, arguments, output.text, is_error=False))
+            self._record(Step(tool, arguments, _shown(output.text), is_error=False))
 
     def _record(self, step: Step) -> None:
         self.steps.append(step)
         self.messages += [
             assistant(_action(step.tool, step.arguments)),
-            user(f"Result: {_shown(step.result)}"),
+            user(f"Result: {step.result}"),
         ]
 
 
@@ -190,15 +192,17 @@ async def _finish(run: _Run) -> JsonObject:
 
 
 def _choices(run: _Run) -> list[str]:
-    """What the model may do next: no answer before a result, nothing else after a repetition."""
-    tools = [name for name in run.specs if name != ANSWER]
-    if not run.steps:
-        return tools
-    last = run.steps[-1]
-    has_repeated = last.is_error and any(
-        (last.tool, last.arguments) == (step.tool, step.arguments) for step in run.steps[:-1]
-    )
-    return [ANSWER] if has_repeated else [*tools, ANSWER]
+    """What the model may do next: an answer needs a result, and no tool serves a repetition."""
+    worn_out = {
+        step.tool
+        for index, step in enumerate(run.steps)
+        if any(
+            (step.tool, step.arguments) == (one.tool, one.arguments) for one in run.steps[:index]
+        )
+    }
+    tools = [name for name in run.specs if name != ANSWER and name not in worn_out]
+    has_result = any(not step.is_error for step in run.steps)
+    return [*tools, ANSWER] if has_result or not tools else tools
 
 
 async def _offered(os: OS, tools: Sequence[str] | None) -> dict[str, ToolSpec]:
@@ -245,10 +249,17 @@ def _described(spec: ToolSpec) -> str:
 
 
 def _action(tool: str, arguments: JsonObject) -> str:
-    return json.dumps({"tool": tool, "arguments": arguments}, ensure_ascii=False)
+    """An action in the compact form that constrained JSON has, so that examples look like it."""
+    return _compact({"tool": tool, "arguments": arguments})
+
+
+def _compact(value: JsonObject) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _shown(result: str) -> str:
+    """A result as the model sees it, and how much of it that is."""
+    result = result.strip()
     if len(result) <= _RESULT_CHARS:
         return result
     return f"{result[:_RESULT_CHARS]}\n[{len(result) - _RESULT_CHARS} more characters]"

@@ -108,7 +108,7 @@ async def plan(os: OS, question: str, *, count: int, model: str | None = None) -
 
 
 async def research_worker(
-    os: OS, question: str, *, namespace: str, k: int = 4, model: str | None = None
+    os: OS, question: str, *, namespace: str, k: int = 6, model: str | None = None
 ) -> JsonObject:
     """Find the sentence that answers one question. Returns `{"question", "quote", "source"}`."""
     hits = await os.retrieve(question, k=k, namespaces=[namespace])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
-from llmos.agents.text import chunked, read_all_input, read_lossy
+from llmos.agents.text import chunked, prose, read_all_input, read_lossy
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import RegexConstraint, Sampling
 from llmos.syscalls.values import JsonObject
@@ -19,6 +19,9 @@ from llmos.syscalls.values import JsonObject
 _CHUNK_TOKENS = 300
 _PARALLEL = 8
 _SAMPLING = Sampling(repetition_penalty=1.05, penalty_window_tokens=48)
+# Sentences of a small model resemble each other; the last step must not repeat them.
+_FINAL_SAMPLING = Sampling(repetition_penalty=1.15, penalty_window_tokens=64)
+_WORD = r"\S{1,24}"  # unbounded, a "word" without spaces could go on for ever
 _SENTENCE = r"[A-Z]([^.\n]|\.[A-Za-z0-9_]){10,300}\."
 _SENTENCE_TOKENS = 100
 
@@ -37,7 +40,7 @@ async def summarise(os: OS, *paths: str, words: int = 60, model: str | None = No
     chunks = [
         chunk.text
         for file in files.values()
-        for chunk in await chunked(os, file.text, tokens=_CHUNK_TOKENS, model=model)
+        for chunk in await chunked(os, prose(file.text), tokens=_CHUNK_TOKENS, model=model)
     ]
     if not chunks:
         raise SyscallError("invalid", "paths: there is no text in them", field="paths")
@@ -93,8 +96,8 @@ async def _final(os: OS, text: str, words: int, model: str | None) -> str:
     generated = await os.generate(
         prompt("summary").messages(text=text),
         model=model,
-        sampling=_SAMPLING,
-        constraint=RegexConstraint(pattern=rf"[A-Z]\S*( \S+){{3,{words - 2}}} ?\S*\."),
-        max_tokens=4 * words,
+        sampling=_FINAL_SAMPLING,
+        constraint=RegexConstraint(pattern=rf"[A-Z]\S{{0,23}}( {_WORD}){{3,{words - 1}}}\."),
+        max_tokens=6 * words,
     )
     return generated.text

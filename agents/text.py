@@ -12,11 +12,14 @@ from typing import NamedTuple
 from llmos.agents.handle import OS
 
 _PARAGRAPH = re.compile(r"[^\n]+(?:\n(?!\s*\n)[^\n]+)*")
-# A sentence ends at a mark that white space follows; "3.5" and "notes.txt" go on.
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_MARKUP = re.compile(r"^\s*(?:#+|[-*>]|\d+\.)\s+|[`*_|]+", re.MULTILINE)
-_FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-_TABLE_ROW = re.compile(r"^\s*\|.*$", re.MULTILINE)
+# A sentence ends at a mark that white space follows; "3.5", "notes.txt" and "2. Then" go on.
+_SENTENCE_END = re.compile(r"(?<=[^\d\s][.!?])\s+")
+_BLANK = re.compile(r"\n\s*\n")
+_FENCED = re.compile(r"^\s*(```|~~~).*?(?:^\s*\1|\Z)", re.DOTALL | re.MULTILINE)
+_HEADING_OR_TABLE = re.compile(r"^\s*(?:#|\|).*$", re.MULTILINE)
+_LIST_MARK = re.compile(r"^\s*(?:[-*+>]|\d+\.)\s+", re.MULTILINE)
+_LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")
+_EMPHASIS = re.compile(r"[`*]+|\b_+|_+\b")
 
 
 class FileText(NamedTuple):
@@ -28,10 +31,18 @@ class FileText(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A piece of a text; `line` is where it starts, counted from 1."""
+    """A piece of a text as it stands there; `line` is where it starts, counted from 1."""
 
     text: str
     line: int
+    tokens: int
+
+
+class _Piece(NamedTuple):
+    """A part of a text that is not cut further: `text[start:end]`."""
+
+    start: int
+    end: int
     tokens: int
 
 
@@ -83,77 +94,82 @@ async def read_lines(os: OS) -> AsyncIterator[str]:
 
 
 async def chunked(os: OS, text: str, *, tokens: int, model: str | None = None) -> list[Chunk]:
-    """A text in pieces of at most `tokens` tokens, cut between paragraphs where possible.
+    """A text in pieces of about `tokens` tokens at most, cut between paragraphs where possible.
 
-    A paragraph that is too long is cut between sentences, and a sentence between words.
+    A paragraph that is too long is cut between sentences, and a sentence between words. What lies
+    between two pieces is white space; within a chunk it is kept, and not counted.
     """
     chunks: list[Chunk] = []
-    pending: list[Chunk] = []
+    pending: list[_Piece] = []
+
+    def flush() -> None:
+        start, end = pending[0].start, pending[-1].end
+        line = text.count("\n", 0, start) + 1
+        chunks.append(Chunk(text[start:end], line, sum(piece.tokens for piece in pending)))
+        pending.clear()
+
     async for piece in _pieces(os, text, tokens, model):
         if pending and sum(one.tokens for one in pending) + piece.tokens > tokens:
-            chunks.append(_joined(pending))
-            pending = []
+            flush()
         pending.append(piece)
     if pending:
-        chunks.append(_joined(pending))
+        flush()
     return chunks
 
 
+def prose(text: str) -> str:
+    """The running text of Markdown: paragraphs on one line each, no code, tables or headings."""
+    text = _FENCED.sub("\n\n", text)
+    text = _LIST_MARK.sub("\n\n", _HEADING_OR_TABLE.sub("\n", text))
+    text = _EMPHASIS.sub("", _LINK.sub(r"\1", text))
+    paragraphs = (" ".join(part.split()) for part in _BLANK.split(text))
+    return "\n\n".join(part for part in paragraphs if part)
+
+
 def sentences(text: str) -> list[str]:
-    """The sentences of a text in order, each on one line, without Markdown's signs and tables."""
-    plain = _MARKUP.sub("", _TABLE_ROW.sub("", _FENCED.sub("", text)))
-    found: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", plain):
-        joined = " ".join(paragraph.split())
-        found += [sentence for sentence in _SENTENCE_END.split(joined) if sentence]
-    return found
+    """The sentences of Markdown's running text, in order."""
+    return [
+        sentence
+        for paragraph in prose(text).split("\n\n")
+        for sentence in _SENTENCE_END.split(paragraph)
+        if sentence
+    ]
 
 
-async def _pieces(os: OS, text: str, limit: int, model: str | None) -> AsyncIterator[Chunk]:
+async def _pieces(os: OS, text: str, limit: int, model: str | None) -> AsyncIterator[_Piece]:
     """Paragraphs, or parts of those that are longer than `limit` tokens."""
     for match in _PARAGRAPH.finditer(text):
-        line = text.count("\n", 0, match.start()) + 1
-        paragraph = match[0]
-        if not paragraph.strip():
+        start, end = match.span()
+        if not match[0].strip():
             continue
-        count = (await os.tokenize(paragraph, model=model)).count
+        count = (await os.tokenize(match[0], model=model)).count
         if count <= limit:
-            yield Chunk(paragraph, line, count)
+            yield _Piece(start, end, count)
             continue
-        for part, offset in _parts(paragraph):
-            part_line = line + paragraph.count("\n", 0, offset)
-            async for fitting in _halved(os, part, part_line, limit, model):
-                yield fitting
+        for part_start, part_end in _sentence_spans(text, start, end):
+            async for piece in _halved(os, text, part_start, part_end, limit, model):
+                yield piece
 
 
 async def _halved(
-    os: OS, text: str, line: int, limit: int, model: str | None
-) -> AsyncIterator[Chunk]:
-    """A text cut in halves, between words where it has any, until each fits."""
-    count = (await os.tokenize(text, model=model)).count
-    if count <= limit or len(text) == 1:
-        yield Chunk(text, line, count)
+    os: OS, text: str, start: int, end: int, limit: int, model: str | None
+) -> AsyncIterator[_Piece]:
+    """A span cut in halves, between words where it has any, until each fits."""
+    count = (await os.tokenize(text[start:end], model=model)).count
+    if count <= limit or end - start == 1:
+        yield _Piece(start, end, count)
         return
-    middle = text.rfind(" ", 1, len(text) // 2 + 1)
-    cut = middle if middle > 0 else len(text) // 2
-    for half in (text[:cut], text[cut:].lstrip(" ")):
-        async for fitting in _halved(os, half, line, limit, model):
-            yield fitting
+    middle = (start + end) // 2
+    space = text.rfind(" ", start + 1, middle + 1)
+    cut, rest = (space, space + 1) if space > 0 else (middle, middle)
+    for half_start, half_end in ((start, cut), (rest, end)):
+        async for piece in _halved(os, text, half_start, half_end, limit, model):
+            yield piece
 
 
-def _parts(paragraph: str) -> Iterator[tuple[str, int]]:
-    """The sentences of a paragraph with their offsets."""
-    start = 0
-    for gap in _SENTENCE_END.finditer(paragraph):
-        yield paragraph[start : gap.start()], start
+def _sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for gap in _SENTENCE_END.finditer(text, start, end):
+        yield start, gap.start()
         start = gap.end()
-    if start < len(paragraph):
-        yield paragraph[start:], start
-
-
-def _joined(pieces: list[Chunk]) -> Chunk:
-    return Chunk(
-        "\n\n".join(piece.text for piece in pieces),
-        pieces[0].line,
-        sum(piece.tokens for piece in pieces),
-    )
+    if start < end:
+        yield start, end

@@ -14,6 +14,7 @@ from pydantic import Field
 from llmos.agents.arithmetic import MAX_EXPRESSION_CHARS, evaluate
 from llmos.agents.handle import OS
 from llmos.agents.text import read_lossy
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.tool import Tool, tool
 
 # Held to digits and operators, a model that would write prose or an answer writes the sum.
@@ -21,6 +22,8 @@ Expression = Annotated[
     str,
     Field(pattern=rf"^[0-9(.-][0-9 .()+*/%^-]{{0,{MAX_EXPRESSION_CHARS - 1}}}$"),
 ]
+_NAMES_SHOWN = 10
+
 Path = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -41,7 +44,14 @@ async def list_files(os: OS, path: Path = ".") -> str:
 
 async def read_file(os: OS, path: Path) -> str:
     """Show the text of a file."""
-    file = await read_lossy(os, path)
+    try:
+        file = await read_lossy(os, path)
+    except SyscallError as problem:
+        if problem.code != "not_found":
+            raise
+        raise SyscallError(
+            "not_found", f"{problem.message}; {await _nearby(os)}", what="file", name=path
+        ) from problem
     notice = "[some bytes are not UTF-8 and are shown as \ufffd]\n" if file.is_lossy else ""
     return notice + file.text
 
@@ -56,6 +66,12 @@ async def search_memory(os: OS, query: Annotated[str, Field(min_length=1, max_le
     """Look up facts in memory."""
     hits = await os.retrieve(query, k=3)
     return "\n".join(hit.text for hit in hits) or "Nothing in memory fits."
+
+
+async def _nearby(os: OS) -> str:
+    """What there is to read, for a model that named something else."""
+    names = [entry.path for entry in await os.list() if not entry.is_folder][:_NAMES_SHOWN]
+    return f"the files are {', '.join(names)}" if names else "there are no files"
 
 
 TOOLS: tuple[Tool, ...] = (
