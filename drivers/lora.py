@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmos.drivers.adapter_folder import SETTINGS, WEIGHTS, read_adapter
 from llmos.drivers.chat import ChatFormat
 from llmos.drivers.torch_vocabulary import TorchVocabulary
 from llmos.drivers.torch_weights import checkpoint, load_model, load_tokenizer
 from llmos.drivers.training_data import Chat
 from llmos.syscalls.content import Message, assistant, user
 from llmos.syscalls.errors import SyscallError
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class TokenizerChat:
@@ -87,9 +86,10 @@ def add_adapter(model: Any, *, rank: int, seed: int) -> Any:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with a saved adapter on it."""
+    """The model with a saved adapter on it. Raises: DeviceError for a damaged one."""
     from peft import PeftModel
 
+    read_adapter(folder)  # its errors are clearer than peft's
     return PeftModel.from_pretrained(model, str(folder))
 
 
@@ -104,7 +104,7 @@ def save_adapter(model: Any, folder: Path) -> None:
         model.save_pretrained(partial, save_embedding_layers=False)
         folder.mkdir(parents=True, exist_ok=True)
         # The settings are the same all through a run, so replacing file by file is atomic.
-        for name in ADAPTER_FILES:
+        for name in (SETTINGS, WEIGHTS):
             with (partial / name).open("rb") as written:
                 os.fsync(written.fileno())
             (partial / name).replace(folder / name)

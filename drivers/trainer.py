@@ -262,7 +262,10 @@ def yield_processor(job: Job) -> None:
     """Take the processor only after inference, and few cores; before torch is imported."""
     os.nice(job.nice)
     policy = os.SCHED_IDLE if job.scheduling == "idle" else os.SCHED_BATCH
-    os.sched_setscheduler(0, policy, os.sched_param(0))
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except PermissionError as problem:  # some sandboxes refuse it; the nice value still holds
+        print(f"the scheduling policy stays as it is: {problem}", file=sys.stderr)
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait by spinning rob inference
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
