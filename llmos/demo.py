@@ -11,11 +11,7 @@ import asyncio
 import json
 import os
 import platform
-import shutil
-import signal
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +21,17 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.text import Text
 
-import llmos
-from llmos import exits, tables
-from llmos.jobs import why
+from llmos import tables
+from llmos.demo_folders import given_folder, output_folder, own_docs
+from llmos.jobs import Job, Jobs, why
 from llmos.live import REFRESH_S, overview
+from llmos.logs import log_to_file
+from llmos.pulling import bring_models
 from llmos.rates import remember_rates
 from llmos.report import Report, write_report
 from llmos.sharing import Sharing
-from llmos.syscalls.errors import ConfigError
 from llmos.syscalls.results import Exited, KernelInfo
-from llmos.terminal import Terminal, signals
+from llmos.terminal import Terminal
 from llmos.timeline import read_trace
 from llmos.trace_file import VIEWER, write_trace
 
@@ -48,25 +45,6 @@ _PLAIN_S = 5.0  # between two lines where nobody watches
 _LAST_LINES = 6
 
 
-@dataclass(slots=True)
-class _Run:
-    """What is known of the run so far."""
-
-    started_s: float
-    lines: list[str] = field(default_factory=list[str])
-    partial: str = ""
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started_s
-
-    def take(self, data: bytes) -> list[str]:
-        """New whole lines of the program's output."""
-        *whole, self.partial = (self.partial + data.decode("utf-8", errors="replace")).split("\n")
-        self.lines += whole
-        return whole
-
-
 def run_demo(
     config: Config,
     folder: Path | None,
@@ -77,131 +55,94 @@ def run_demo(
     terminal: Terminal | None = None,
 ) -> int:
     """Run the demo; returns the exit status. Raises: ConfigError for a folder that is not there."""
-    from llmos.logs import log_to_file
-    from llmos.pulling import bring_models
-
     log_to_file(config.home)
     terminal = terminal or Terminal(input_fd=None)
-    out = _output_folder(out, config.home)
-    files = _given_folder(folder) if folder is not None else own_docs(out / "files")
+    out = output_folder(out, config.home)
+    files = given_folder(folder) if folder is not None else own_docs(config.home / "own-docs")
     bring_models(config, terminal.errors)
-    return asyncio.run(_demo(config, files, question, out, as_json, terminal))
+    words = [PROGRAM, str(files)]
+    if question is not None:
+        words.append(f"question={json.dumps(question)}")
+    return asyncio.run(_demo(config, words, files, out, as_json, terminal))
 
 
 async def _demo(
-    config: Config,
-    files: Path,
-    question: str | None,
-    out: Path,
-    as_json: bool,
-    terminal: Terminal,
+    config: Config, words: list[str], files: Path, out: Path, as_json: bool, terminal: Terminal
 ) -> int:
     from llmos.booting import boot
 
     async with boot(config) as kernel:
-        run = _Run(time.monotonic())
-        exited = await _watched(kernel, files, question, run, terminal, is_quiet=as_json)
-        seconds = run.seconds
-        if exited is None:
-            return exits.INTERRUPTED
+        started_s = time.monotonic()
+        job = await _watched(kernel, words, terminal, is_quiet=as_json)
+        seconds = time.monotonic() - started_s
+        if job.is_interrupted or job.last is None:
+            return job.status
         info: KernelInfo = await kernel.os.stat()
         remember_rates(config.home, info)
-        report = _report(config, files, exited, info, kernel.chrome_trace(), seconds)
+        report = _report(config, files, job.last, info, kernel.chrome_trace(), seconds)
         trace_path, report_path = out / "trace.json", out / "report.html"
         write_trace(report.trace, trace_path)
         write_report(report, report_path)
         if as_json:
-            value = _as_json(exited, report, trace_path, report_path)
+            value = _as_json(job.last, report, trace_path, report_path)
             terminal.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
         else:
-            _show_end(terminal, exited, report, trace_path, report_path)
-        return exits.OK if exited.status == "ok" else exits.FAILED
+            _show_end(terminal, job.last, report, trace_path, report_path)
+        return job.status
 
 
 # --- while it runs --------------------------------------------------------------------------------
 
 
-async def _watched(
-    kernel: Kernel,
-    files: Path,
-    question: str | None,
-    run: _Run,
-    terminal: Terminal,
-    *,
-    is_quiet: bool,
-) -> Exited | None:
-    """Run the program with somebody watching; None when it was interrupted."""
-    init: OS = kernel.os
-    keywords: dict[str, Any] = {} if question is None else {"question": question}
-    pid = await init.spawn(PROGRAM, str(files), **keywords)
-    interrupted = asyncio.Event()
-    show = _plain if is_quiet or not terminal.is_interactive else _live
-    reading = asyncio.create_task(
-        _read(kernel, pid, run, terminal, show is _plain and not is_quiet)
-    )
-    waiting = asyncio.create_task(init.wait(pid))
-    showing = asyncio.create_task(show(init, run, terminal, is_quiet=is_quiet))
-    stopping = asyncio.create_task(_stop_when(interrupted, init, pid))
+async def _watched(kernel: Kernel, words: list[str], terminal: Terminal, *, is_quiet: bool) -> Job:
+    """Run the program with somebody watching, until it ends or is interrupted."""
+    is_live = terminal.is_interactive and not is_quiet
+    terminal.is_muted = is_live or is_quiet
+    jobs = Jobs(kernel, terminal)
+    job = await jobs.start([words], PROGRAM)
+    running = asyncio.create_task(jobs.foreground(job))
+    beside = {running}
+    if not is_quiet:
+        show = _live if is_live else _plain
+        beside.add(asyncio.create_task(show(kernel.os, job, terminal)))
     try:
-        with signals({signal.SIGINT: interrupted.set, signal.SIGTERM: interrupted.set}):
-            await asyncio.wait({waiting, showing}, return_when=asyncio.FIRST_COMPLETED)
-            if showing.done():
-                showing.result()  # it only ends by an error
-            await reading
-            exited = waiting.result()
+        done, _ = await asyncio.wait(beside, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        for task in (showing, stopping, reading, waiting):
+        for task in beside:
             task.cancel()
-        await asyncio.gather(showing, stopping, reading, waiting, return_exceptions=True)
-    return None if interrupted.is_set() and exited.status == "killed" else exited
+        await asyncio.gather(*beside, return_exceptions=True)
+        terminal.is_muted = False
+    return job
 
 
-async def _stop_when(interrupted: asyncio.Event, init: OS, pid: int) -> None:
-    await interrupted.wait()
-    await init.signal(pid, "TERM")
-
-
-async def _read(kernel: Kernel, pid: int, run: _Run, terminal: Terminal, is_printing: bool) -> None:
-    async for data in kernel.output(pid):
-        for line in run.take(data):
-            if is_printing:
-                terminal.screen.print(Text(line), soft_wrap=True)
-
-
-async def _live(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> None:
-    """Redraw the processes until cancelled."""
+async def _live(init: OS, job: Job, terminal: Terminal) -> None:
+    """Redraw the processes, and the program's last lines under them, until cancelled."""
     with Live(console=terminal.screen, auto_refresh=False, transient=True) as live:
         while True:
             info, processes = await init.stat(), await init.ps()
             agents = [process for process in processes if process.pid != init.pid]
-            said = [Text(line, style="dim", no_wrap=True) for line in run.lines[-_LAST_LINES:]]
+            told = job.output.decode("utf-8", errors="replace").splitlines()[-_LAST_LINES:]
             size = terminal.screen.size
-            lines = size.height - len(said) - 1
-            picture = overview(info, agents, lines=lines, width=size.width)
+            picture = overview(info, agents, lines=size.height - _LAST_LINES - 1, width=size.width)
+            said = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in told]
             live.update(Group(picture, Text(), *said), refresh=True)
             await asyncio.sleep(REFRESH_S)
 
 
-async def _plain(init: OS, run: _Run, terminal: Terminal, *, is_quiet: bool) -> None:
+async def _plain(init: OS, job: Job, terminal: Terminal) -> None:
     """A line now and then until cancelled."""
-    told_s = 0.0
     while True:
-        processes = await init.ps()
-        agents = [process for process in processes if process.pid != init.pid]
-        if not is_quiet and run.seconds - told_s >= _PLAIN_S:
-            told_s = run.seconds
-            used = tables.total((await init.stat()).programs.values())
-            terminal.screen.print(
-                f"{run.seconds:4.0f} s: {_alive(agents)} agents, "
-                f"{tables.count(used.tokens_in)} tokens in "
-                f"({tables.count(used.tokens_cached)} cached), "
-                f"{tables.count(used.tokens_out)} out"
-            )
-        await asyncio.sleep(REFRESH_S)
-
-
-def _alive(processes: Iterable[Any]) -> int:
-    return sum(process.state not in ("zombie", "dead") for process in processes)
+        await asyncio.sleep(_PLAIN_S)
+        info = await init.stat()
+        used = tables.total(info.programs.values())
+        alive = sum(info.processes.values()) - info.processes.get("zombie", 0) - 1
+        terminal.end_line()
+        terminal.screen.print(
+            f"{info.uptime_s:4.0f} s: {alive} agents, {tables.count(used.tokens_in)} tokens in "
+            f"({tables.count(used.tokens_cached)} cached), {tables.count(used.tokens_out)} out"
+        )
 
 
 # --- at the end -----------------------------------------------------------------------------------
@@ -279,50 +220,3 @@ def _as_json(exited: Exited, report: Report, trace_path: Path, report_path: Path
         "trace": str(trace_path),
         "report": str(report_path),
     }
-
-
-# --- folders --------------------------------------------------------------------------------------
-
-
-def own_docs(staging: Path) -> Path:
-    """A folder with this project's own text: a checkout's docs and README, else the package's code.
-
-    The files are copied to `staging`, so that the agents see one folder and nothing else.
-    """
-    package = Path(llmos.__file__).parent
-    checkout = package.parent
-    docs = sorted((checkout / "docs").rglob("*.md"))
-    found = [*docs, checkout / "README.md"]
-    base = checkout
-    if not docs:
-        base = package
-        found = sorted([*package.rglob("*.md"), *package.rglob("*.py")])
-    shutil.rmtree(staging, ignore_errors=True)
-    for path in found:
-        if path.is_file():
-            target = staging / path.relative_to(base)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    return staging
-
-
-def _given_folder(folder: Path) -> Path:
-    path = folder.expanduser().resolve()
-    if not path.is_dir():
-        raise ConfigError("FOLDER", f"{folder} is not a folder")
-    return path
-
-
-def _output_folder(out: Path, home: Path) -> Path:
-    """`out` where it can be written, else a folder of the user's own."""
-    for folder in (out.expanduser().absolute(), home / "demo"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise ConfigError("--out", f"neither {out} nor {home / 'demo'} can be written")
-
-
-__all__ = ["PROGRAM", "own_docs", "run_demo"]

@@ -17,7 +17,8 @@ from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Accounting, KernelInfo
 from llmos.syscalls.values import JsonObject
 from llmos.tables import count, rate, seconds, size, total
-from llmos.timeline import KINDS, Timeline, draw, read_trace
+from llmos.timeline import KINDS, Timeline, read_trace
+from llmos.timeline_picture import draw
 
 _LEGEND: Mapping[str, str] = {
     "waiting": "waiting for a process or a message",

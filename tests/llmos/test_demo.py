@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import signal
@@ -14,7 +15,8 @@ from rich.console import Console
 from llmos import booting, exits
 from llmos.agents.handle import OS
 from llmos.config import Config, ModelConfig
-from llmos.demo import own_docs, run_demo
+from llmos.demo import run_demo
+from llmos.demo_folders import own_docs
 from llmos.syscalls.errors import ConfigError, SyscallError
 from llmos.terminal import Terminal
 
@@ -40,7 +42,7 @@ async def fail(os: OS, folder: str) -> None:
 
 
 async def interrupted(os: OS, folder: str) -> None:
-    signal.raise_signal(signal.SIGINT)
+    asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
     await os.receive()
 
 

@@ -14,7 +14,8 @@ from llmos.sharing import Sharing
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Accounting, DeviceInfo, KernelInfo, LedgerEntry
 from llmos.syscalls.values import JsonObject
-from llmos.timeline import draw, read_trace
+from llmos.timeline import read_trace
+from llmos.timeline_picture import draw
 
 
 def span(
