@@ -19,6 +19,7 @@ from llmos.drivers.contract import Abilities, Allocation, DeviceError, ModelInfo
 from llmos.drivers.gguf_header import DamagedFile, read_gguf_header
 from llmos.drivers.llama_library import listen, load_library
 from llmos.drivers.llama_vocabulary import LlamaVocabulary
+from llmos.drivers.lora_gguf import gguf_adapter
 
 KV_VALUE_BYTES = 2  # half precision
 _META_BYTES = 256
@@ -100,12 +101,15 @@ class LlamaModel:
         )
 
     def attach(self, name: str, path: Path) -> None:
-        """Load a LoRA adapter from a GGUF file. Raises: DeviceError."""
+        """Load a LoRA adapter from a GGUF file, or from peft's folder, which is converted.
+
+        Raises: DeviceError.
+        """
         self.check_open()
         if name in self._adapters:
             raise DeviceError(f"an adapter {name} is attached already")
         if path.is_dir():
-            raise DeviceError(f"{path.name} is a folder; llama.cpp reads adapters as GGUF files")
+            path = gguf_adapter(path, self.path)
         _check_file(path)
         with listen() as heard:
             pointer = self._lib.llama_adapter_lora_init(self.pointer, os.fsencode(path))

@@ -104,15 +104,13 @@ def test_what_is_no_adapter_for_this_model_is_refused(
 
 
 @pytest.fixture(scope="module")
-def drivers(
-    smollm2_path: Path, lora: Path, converted: Path
-) -> Iterator[tuple[LanguageModel, LanguageModel]]:
+def drivers(smollm2_path: Path, lora: Path) -> Iterator[tuple[LanguageModel, LanguageModel]]:
     """torch and llama.cpp with the same weights in half precision, and the adapter on both."""
     sizes: dict[str, Any] = {"context_tokens": 64, "sequences": WINDOWS, "threads": 1}
     torch = TorchLM(ModelSpec("smollm2", smollm2_path, **sizes))
     llama = LlamaCpp(ModelSpec("smollm2", requantised(smollm2_path, "F16"), **sizes))
     torch.attach("random", lora)
-    llama.attach("random", converted)
+    llama.attach("random", lora)
     yield torch, llama
     torch.close()
     llama.close()
