@@ -177,14 +177,16 @@ def test_sigterm_keeps_the_last_step_and_the_worker_runs_behind_others(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as worker:
         assert worker.stdout is not None
+        events: list[JsonObject] = []
         for line in worker.stdout:
-            if json.loads(line)["event"] == "progress":
+            events.append(json.loads(line))
+            if events[-1]["event"] == "progress":
                 break
         mine = os.getpriority(os.PRIO_PROCESS, 0)
         assert os.getpriority(os.PRIO_PROCESS, worker.pid) == min(19, mine + 10)
         assert os.sched_getscheduler(worker.pid) == os.SCHED_BATCH
         worker.send_signal(signal.SIGTERM)
-        events = [json.loads(line) for line in worker.stdout]
+        events += [json.loads(line) for line in worker.stdout]
     assert worker.returncode == 0
     assert [event["event"] for event in events[-2:]] == ["checkpoint", "cancelled"]
     assert events[-1]["step"] == events[-3]["step"]  # the step that was under way, and no other
