@@ -7,12 +7,20 @@ assignment and nothing is allocated per step.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmos.drivers.contract import Feed, SequenceId
+from llmos.drivers.contract import Feed
+
+
+class Placed(NamedTuple):
+    """A feed with the stream it goes to and the position of its first token there."""
+
+    stream: int
+    position: int
+    feed: Feed
 
 
 class LlamaBatch:
@@ -38,16 +46,16 @@ class LlamaBatch:
             kind: Any = dict(library.llama_batch._fields_)[name]
             setattr(self.structure, name, ctypes.cast(array.ctypes.data, kind))
 
-    def fill(self, feeds: Sequence[Feed], length: Callable[[SequenceId], int]) -> None:
-        """Hold the tokens of `feeds`, each after the `length` tokens its sequence holds."""
+    def fill(self, placed: Iterable[Placed]) -> None:
+        """Hold the tokens of the feeds, in the given order."""
         start = 0
-        for feed in feeds:
+        for stream, position, feed in placed:
             count = len(feed.tokens)
             end = start + count
             self._tokens[start:end] = feed.tokens
             self._positions[start:end] = self._numbers[:count]
-            self._positions[start:end] += length(feed.sequence)
-            self._sequences[start:end] = feed.sequence
+            self._positions[start:end] += position
+            self._sequences[start:end] = stream
             self._wants_logits[start:end] = 0
             self._wants_logits[end - 1] = feed.sample
             start = end

@@ -5,10 +5,10 @@ a stream of KV of its own (`kv_unified` off), so that attention runs over its ow
 prefill and decode is one `llama_batch`.
 
 Two properties of llama.cpp shape this module. It computes several sequences in one pass only when
-their ids are neighbours in ascending order; so feeds are sorted, and a caller that keeps running
-sequences on adjacent ids runs faster. And `llama_memory_seq_cp` between streams copies a whole
-stream, and only at the next decode, from a source that may have changed by then; so `fork` goes
-through the sequence's state instead, which copies the tokens in use and at once.
+their streams are neighbours, in ascending order; so feeds are sorted, and sequences that run move
+together (`llama_streams.py`). And `llama_memory_seq_cp` between streams copies a whole stream, and
+only at the next decode, from a source that may have changed by then; so `fork` goes through the
+sequence's state instead, which copies the tokens in use and at once.
 
 An adapter belongs to the whole context: a step has one, and the next step may switch it.
 
@@ -40,9 +40,10 @@ from llmos.drivers.contract import (
     SequenceId,
 )
 from llmos.drivers.decoding import Decoding, masks
-from llmos.drivers.llama_batch import LlamaBatch
+from llmos.drivers.llama_batch import LlamaBatch, Placed
 from llmos.drivers.llama_library import listen, load_library
 from llmos.drivers.llama_model import LlamaModel
+from llmos.drivers.llama_streams import Streams
 from llmos.syscalls.content import Message
 from llmos.syscalls.options import Constraint, Sampling
 from llmos.syscalls.results import ToolSpec
@@ -63,6 +64,7 @@ class LlamaCpp:
         self._lib = load_library()
         self._context: Any = None
         self._lengths = [0] * spec.sequences
+        self._streams = Streams(spec.sequences)
         self._decodings: dict[SequenceId, Decoding] = {}
         self._adapter: str | None = None  # the one that the context computes with
         self._model = LlamaModel(spec.path)
@@ -146,9 +148,14 @@ class LlamaCpp:
         if not feeds:
             return []
         allowed = masks(feeds, self._decodings)
-        ordered = sorted(feeds, key=lambda feed: feed.sequence)
+        for one, other in self._streams.due([feed.sequence for feed in feeds], self._lengths):
+            self._swap(one, other)
+        ordered = sorted(feeds, key=lambda feed: self._streams.of(feed.sequence))
         self._use_adapter(self._decodings[ordered[0].sequence].adapter)
-        self._batch.fill(ordered, self.length)
+        self._batch.fill(
+            Placed(self._streams.of(feed.sequence), self._lengths[feed.sequence], feed)
+            for feed in ordered
+        )
         self._decode(ordered)
         for feed in ordered:
             self._lengths[feed.sequence] += len(feed.tokens)
@@ -212,13 +219,27 @@ class LlamaCpp:
         check_fits(self._info, saved.tokens)
         self._write_state(np.frombuffer(saved.payload, np.uint8), sequence, saved.tokens)
 
+    def _swap(self, one: SequenceId, other: SequenceId) -> None:
+        """Let two sequences change streams."""
+        held = [sequence for sequence in (one, other) if self._lengths[sequence]]
+        states = [self._read_state(sequence) for sequence in held]
+        for sequence in held:
+            self._remove(sequence, 0)
+        self._streams.swap(one, other)
+        try:
+            for sequence, state in zip(held, states, strict=True):
+                self._write_state(state, sequence, self._lengths[sequence])
+        except DeviceError as problem:
+            raise DeviceError(f"a sequence was lost: {problem}", is_fatal=True) from problem
+
     def _read_state(self, sequence: SequenceId) -> State:
         self._check_open()
         with listen() as heard:
-            size: int = self._lib.llama_state_seq_get_size(self._context, sequence)
+            stream = self._streams.of(sequence)
+            size: int = self._lib.llama_state_seq_get_size(self._context, stream)
             state = np.empty(size, np.uint8)
             written: int = self._lib.llama_state_seq_get_data(
-                self._context, _bytes_at(state), size, sequence
+                self._context, _bytes_at(state), size, stream
             )
         if not written:
             raise DeviceError(f"llama.cpp cannot save sequence {sequence}: {heard.reason}")
@@ -227,11 +248,12 @@ class LlamaCpp:
     def _write_state(self, state: State, sequence: SequenceId, tokens: int) -> None:
         """Fill an empty sequence from a state that holds `tokens` tokens."""
         self._check_open()
+        stream = self._streams.of(sequence)
         with listen() as heard:
             read: int = self._lib.llama_state_seq_set_data(
-                self._context, _bytes_at(state), len(state), sequence
+                self._context, _bytes_at(state), len(state), stream
             )
-        held: int = self._lib.llama_memory_seq_pos_max(self._memory, sequence) + 1
+        held: int = self._lib.llama_memory_seq_pos_max(self._memory, stream) + 1
         if not read or held != tokens:
             self._remove(sequence, 0)
             raise DeviceError(
@@ -241,7 +263,8 @@ class LlamaCpp:
 
     def _remove(self, sequence: SequenceId, start: int) -> None:
         """Drop a sequence's KV from position `start` on."""
-        if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1):
+        stream = self._streams.of(sequence)
+        if not self._lib.llama_memory_seq_rm(self._memory, stream, start, -1):
             raise DeviceError(
                 f"llama.cpp cannot drop sequence {sequence} from token {start} on", is_fatal=True
             )

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmos.memory.model_store import ModelStore
+
+
+@pytest.fixture(scope="session", autouse=True)
+def null_files_of_llama_cpp() -> Iterator[None]:
+    """llama_cpp opens two files when it is imported and never closes them, which would be printed
+    as two warnings after the last test.
+    """
+    yield
+    utilities = sys.modules.get("llama_cpp._utils")
+    if utilities is not None:
+        utilities.outnull_file.close()
+        utilities.errnull_file.close()
 
 
 @pytest.fixture(scope="session")

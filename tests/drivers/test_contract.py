@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -393,6 +394,58 @@ def test_a_blob_that_does_not_fit_is_refused(model: LanguageModel, small: Langua
     with pytest.raises(DeviceError):
         small.restore(model.save(0), 0)
     assert small.length(0) == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_after_any_walk_of_operations_each_sequence_equals_its_recomputation(
+    model: LanguageModel, seed: int
+) -> None:
+    chance = random.Random(seed)
+    words = model.tokenize("the river runs to a quiet harbour under seven stone bridges by night")
+    held: dict[int, list[int]] = {sequence: [] for sequence in range(model.info.sequences)}
+    blobs: list[tuple[bytes, list[int]]] = []
+
+    def feed(sequences: list[int]) -> None:
+        feeds = [Feed(s, chance.choices(words, k=chance.randint(1, 6)), False) for s in sequences]
+        model.step(feeds)
+        for one in feeds:
+            held[one.sequence] += one.tokens
+
+    for sequence in held:
+        model.add(sequence, sampling=WATCHED)
+    for _ in range(60):
+        one, other = chance.sample(sorted(held), 2)
+        match chance.choice(["feed", "feed", "feed", "fork", "trim", "free", "save", "restore"]):
+            case "feed":
+                feed(chance.sample(sorted(held), chance.randint(1, 4)))
+            case "fork" if held[one] and not held[other]:
+                tokens = chance.randint(1, len(held[one]))
+                model.fork(one, other, tokens)
+                held[other] = held[one][:tokens]
+            case "trim" if held[one]:
+                held[one] = held[one][: chance.randint(1, len(held[one]))]
+                model.trim(one, len(held[one]))
+            case "free":
+                held[one] = []
+                model.trim(one, 0)
+            case "save" if held[one]:
+                blobs.append((model.save(one), list(held[one])))
+            case "restore" if blobs and not held[one]:
+                blob, tokens_of_blob = chance.choice(blobs)
+                model.restore(blob, one)
+                held[one] = list(tokens_of_blob)
+            case _:
+                pass
+        assert [model.length(s) for s in held] == [len(tokens) for tokens in held.values()]
+    ends = {one.sequence: one for one in model.step([Feed(s, words[:1], True) for s in held])}
+    for sequence in held:
+        model.trim(sequence, 0)
+    for sequence, tokens in held.items():
+        reference = answer(model, [*tokens, *words[:1]], tokens=1)
+        chosen = Run(model, sequence, words)
+        chosen.take(ends[sequence])
+        assert_same(chosen, reference)
+        assert abs(chosen.gaps[0] - reference.gaps[0]) < NEAR_TIE
 
 
 # --- sampling and constraints ---------------------------------------------------------------------

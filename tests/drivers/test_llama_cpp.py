@@ -394,3 +394,28 @@ def test_logits_that_are_not_finite_are_a_fatal_error(smollm2_path: Path, tmp_pa
             assert caught.value.is_fatal
     finally:
         model.close()
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def test_running_sequences_move_together_and_nothing_else_changes(model: LlamaCpp) -> None:
+    expected = go_on(model, 0, tokens=8)
+    model.trim(0, 0)
+    prompt = model.tokenize(PROMPT)
+    stream_of = model._streams.of  # pyright: ignore[reportPrivateUsage]
+    # Two run with one between them that rests on other tokens.
+    resting = go_on(model, 1, tokens=3, sampling=Sampling(logit_bias={500: 90.0}))
+    blob, kept = model.save(1), model.length(1)
+    outs: dict[int, list[int]] = {0: [], 2: []}
+    pending = {0: prompt, 2: prompt}
+    for sequence in outs:
+        model.add(sequence, sampling=GREEDY)
+    for _ in range(8):
+        for one in model.step([Feed(s, tokens, True) for s, tokens in pending.items()]):
+            outs[one.sequence].append(one.token)
+            pending[one.sequence] = [one.token]
+    assert abs(stream_of(0) - stream_of(2)) == 1
+    assert outs[0] == outs[2] == expected
+    assert (model.save(1)[44:], model.length(1)) == (blob[44:], kept)
+    assert resting == [500] * 3
