@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from pydantic import ValidationError
+
 from llmos.agents.handle import OS
 from llmos.agents.prompts import Example, examples, prompt
 from llmos.agents.shots import nearest_examples
@@ -25,6 +27,7 @@ from llmos.syscalls.errors import ErrorCode, SyscallError
 from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint
 from llmos.syscalls.results import ToolSpec
 from llmos.syscalls.values import JsonObject
+from llmos.syscalls.wire import invalid
 
 ANSWER = "answer"
 # One sentence; a dot may stand inside a word, as in notes.txt or 3.5.
@@ -156,13 +159,14 @@ async def react(
     first, under their last names. `worked` are more examples, with the fields of `prompts.Example`.
     Returns `{"answer", "is_answered", "steps"}`; `is_answered` is False when the model's answer was
     cut by its length or no tool call succeeded.
-    Raises: SyscallError("invalid") for `max_steps` under 2 or a tool that may not be used.
+    Raises: SyscallError("invalid") for `max_steps` under 2, a tool that may not be used, or an
+    example without its fields.
     """
     if max_steps < 2:
         raise SyscallError("invalid", "max_steps: give at least 2", field="max_steps")
     await _copy_in(os, files)
     specs = await _offered(os, tools)
-    known = [*examples(), *(Example.model_validate(one) for one in worked)]
+    known = [*examples(), *_checked(worked)]
     fitting = [example for example in known if example.tool in specs]
     shown = await nearest_examples(os, task, fitting, k=_EXAMPLES_SHOWN)
     run = _Run(os, model, specs, _opening(task, list(specs.values()), shown))
@@ -203,6 +207,14 @@ def _choices(run: _Run) -> list[str]:
     tools = [name for name in run.specs if name != ANSWER and name not in worn_out]
     has_result = any(not step.is_error for step in run.steps)
     return [*tools, ANSWER] if has_result or not tools else tools
+
+
+def _checked(worked: Sequence[JsonObject]) -> list[Example]:
+    try:
+        return [Example.model_validate(one) for one in worked]
+    except ValidationError as problem:
+        fault = invalid(problem)
+        raise SyscallError("invalid", f"worked: {fault.message}", field="worked") from problem
 
 
 async def _offered(os: OS, tools: Sequence[str] | None) -> dict[str, ToolSpec]:
@@ -267,6 +279,7 @@ def _shown(result: str) -> str:
 
 async def _report(os: OS, step: Step) -> None:
     mark = "!" if step.is_error else "="
-    await os.print(
-        f"{step.tool} {json.dumps(step.arguments, ensure_ascii=False)} {mark}", step.result
-    )
+    result = " ".join(step.result.split())
+    if len(result) > _REPORT_CHARS:
+        result = result[:_REPORT_CHARS] + "..."
+    await os.print(f"{step.tool} {_compact(step.arguments)} {mark} {result}")
