@@ -11,7 +11,6 @@ import pytest
 
 from llmos.syscalls.errors import SyscallError
 
-
 Run = Callable[..., Any]
 
 

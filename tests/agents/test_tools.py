@@ -42,7 +42,7 @@ async def read_missing(os: OS) -> None:
 
 
 def test_a_missing_file_names_those_that_are_there(run_program: Run) -> None:
-    with pytest.raises(SyscallError, match="the files are there.txt") as caught:
+    with pytest.raises(SyscallError, match=r"the files are there\.txt") as caught:
         run_program(read_missing)
     assert caught.value.code == "not_found"
 
