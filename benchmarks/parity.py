@@ -102,7 +102,11 @@ def said_by(
 ) -> tuple[list[Sampled], Sequence[Sequence[int]]]:
     """What a driver says of the rows, which it makes itself when there are none yet."""
     spec = ModelSpec(
-        "smollm2", path, context_tokens=CONTEXT + POSITIONS, sequences=SEQUENCES, batch_tokens=max(CONTEXT, SEQUENCES)
+        "smollm2",
+        path,
+        context_tokens=CONTEXT + POSITIONS,
+        sequences=SEQUENCES,
+        batch_tokens=max(CONTEXT, SEQUENCES),
     )
     model = open_language_model(driver, spec)
     try:
