@@ -30,14 +30,15 @@ class Commands:
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = threading.Event()
 
-    def run(self, command: list[str], log: Path) -> Iterator[str]:
+    def run(self, command: list[str], log: Path, **environment: str) -> Iterator[str]:
         """Append a command's output to the log and yield its lines as they come.
 
+        `environment` adds to that of this process.
         Raises: CommandFailed when it exits with another status than 0.
         """
         with log.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")
-            process = self._start(command, log)
+            process = self._start(command, log, environment)
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -64,7 +65,9 @@ class Commands:
             for process in self._running:
                 _end(process)
 
-    def _start(self, command: list[str], log: Path) -> subprocess.Popen[str]:
+    def _start(
+        self, command: list[str], log: Path, environment: dict[str, str]
+    ) -> subprocess.Popen[str]:
         with self._lock:
             self.pause(0, log)
             process = subprocess.Popen(
@@ -74,7 +77,12 @@ class Commands:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env=dict(os.environ, PYTHONUNBUFFERED="1", PIP_DISABLE_PIP_VERSION_CHECK="1"),
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                    **environment,
+                },
                 # Its own group: a compile is a tree of processes, and must end as one.
                 start_new_session=True,
             )

@@ -24,12 +24,12 @@ from commands import CommandFailed, Commands
 
 PACKAGE = "llama-cpp-python"
 
-# Text only: the image part (mtmd) and llama.cpp's own programs double the time. The install step of
-# the package wants llama-common beside llama.
-OPTIONS = (
-    "cmake.define.LLAVA_BUILD=OFF",
-    "build.targets=llama;llama-common",
-)
+# Text only: without the image part (mtmd) and without llama.cpp's common library, which serves its
+# own programs, less than half of the compile is left.
+OPTIONS = ("cmake.define.LLAVA_BUILD=OFF", "build.targets=llama")
+# The package forces the common library on in CMake's cache; a variable that every `project()` sets
+# in its own scope is stronger.
+CMAKE_SETTINGS = "set(LLAMA_BUILD_COMMON OFF)\n"
 # What a user may set to change the result, such as CMAKE_ARGS=-DGGML_CUDA=on.
 SETTINGS = ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CC", "CXX")
 
@@ -46,7 +46,7 @@ def wheels_folder() -> Path:
 
 def key(release: str) -> str:
     """A folder name for a build of `release` on this processor with these settings."""
-    parts = [*_processor(), "-".join(platform.libc_ver()), *OPTIONS]
+    parts = [*_processor(), "-".join(platform.libc_ver()), *OPTIONS, CMAKE_SETTINGS]
     parts += [f"{name}={os.environ[name]}" for name in SETTINGS if os.environ.get(name)]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return f"{PACKAGE}-{release}-{platform.machine()}-{digest}"
@@ -70,12 +70,16 @@ def ensure(release: str, python: Path, commands: Commands, log: Path, report: Re
 
 def _build(release: str, python: Path, commands: Commands, log: Path, report: Report) -> Path:
     report("downloading the source")
+    # Beside its target, so that the last step is a rename; /tmp may be too small for a compile.
     with tempfile.TemporaryDirectory(dir=wheels_folder(), prefix=".building-") as scratch:
+        settings = Path(scratch) / "settings.cmake"
+        settings.write_text(CMAKE_SETTINGS)
         # No cache: pip's own of built wheels knows neither the processor nor the options.
         command = [str(python), "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir"]
-        command += [f"--config-settings={option}" for option in OPTIONS]
+        options = [*OPTIONS, f"cmake.define.CMAKE_PROJECT_INCLUDE={settings}"]
+        command += [f"--config-settings={option}" for option in options]
         command += ["--wheel-dir", scratch, f"{PACKAGE}=={release}"]
-        for line in commands.run(command, log):
+        for line in commands.run(command, log, TMPDIR=scratch):
             step = _STEP.search(line)
             if step:
                 report(f"compiling, step {step[1]} of {step[2]}")
@@ -85,7 +89,6 @@ def _build(release: str, python: Path, commands: Commands, log: Path, report: Re
         target = wheels_folder() / key(release)
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        # A rename, so that an interrupted set-up leaves no half wheel.
         return built.rename(target / built.name)
 
 
