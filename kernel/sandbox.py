@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,44 +124,51 @@ PYTHON_TOOL = tool(python, timeout_s=DEFAULT_LIMITS.wall_s + 5.0)
 
 async def _run(folder: Path, limits: Limits, *, is_isolated: bool) -> tuple[bytes, Ending, int]:
     reading, writing = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD)),
-            _settings(limits, is_isolated=is_isolated),
-            cwd=folder,
-            env={},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=writing,
-            stderr=writing,
-            start_new_session=True,
-        )
-    except OSError as problem:
-        os.close(reading)
-        raise SyscallError(
-            "busy", f"no process could be started: {problem.strerror}", is_retryable=True
-        ) from problem
-    finally:
-        os.close(writing)
-    output = bytearray()
-    ending: Ending = "exited"
-    try:
-        async with _stream(reading) as stream, asyncio.timeout(limits.wall_s):
-            if await _collect(stream, output, limits.output_bytes):
-                await process.wait()
-            else:
-                ending = "too_much_output"
-    except TimeoutError:
-        ending = "timeout"
-    finally:
-        # The leader may have ended while others of its group live on.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    with os.fdopen(reading, "rb", buffering=0) as source:
+        try:
+            process = await _start(folder, limits, writing, is_isolated=is_isolated)
+        finally:
+            os.close(writing)
+        output = bytearray()
+        ending: Ending = "exited"
+        try:
+            async with _stream(source) as stream, asyncio.timeout(limits.wall_s):
+                if await _collect(stream, output, limits.output_bytes):
+                    await process.wait()
+                else:
+                    ending = "too_much_output"
+        except TimeoutError:
+            ending = "timeout"
+        finally:
+            # The leader may have ended while others of its group live on.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     code = process.returncode or 0
     status = code if code >= 0 else 128 - code
     if ending == "exited" and status in _SIGNALLED:
         ending = "killed"
     return bytes(output), ending, status
+
+
+async def _start(
+    folder: Path, limits: Limits, output: int, *, is_isolated: bool
+) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD)),
+            _settings(limits, is_isolated=is_isolated),
+            cwd=folder,
+            env={},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise SyscallError(
+            "busy", f"no process could be started: {problem.strerror}", is_retryable=True
+        ) from problem
 
 
 def _settings(limits: Limits, *, is_isolated: bool) -> str:
@@ -181,11 +189,11 @@ def _settings(limits: Limits, *, is_isolated: bool) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _stream(fd: int) -> AsyncGenerator[asyncio.StreamReader]:
-    """The reading end of a pipe, closed at the end whoever still holds the other one."""
+async def _stream(source: FileIO) -> AsyncGenerator[asyncio.StreamReader]:
+    """A pipe's reading end as a stream, closed at the end whoever still holds the other one."""
     stream = asyncio.StreamReader(limit=_PIECE_BYTES)  # beyond twice this, the pipe waits
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(fd, "rb", buffering=0)
+        lambda: asyncio.StreamReaderProtocol(stream), source
     )
     try:
         yield stream

@@ -1,0 +1,497 @@
+"""What the engine thread does: plan, step and publish, over the generations of one device.
+
+Iteration-level scheduling (Orca, OSDI'22): before every step the plan is made anew from whoever
+wants tokens, so generations join and leave the batch between tokens, prompts are fed in chunks
+beside running decodes, and a stop, a kill or a change of priority takes effect at the next step.
+
+Owns the open driver, its KV bookkeeping and its generations, on one thread; knows the event loop
+only as something that collects reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from llmos.drivers.contract import DeviceError, Feed, LanguageModel, RequestError, Sampled
+from llmos.kernel.clock import Clock
+from llmos.kernel.generation import Generation, Outcome
+from llmos.kernel.policies import Policy
+from llmos.kernel.threads import contained
+from llmos.memory.kv import Grant, KVSpace
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
+
+# Prompt tokens fed beside running decodes: bounds how long one step can hold up the others.
+MIXED_PREFILL_TOKENS = 128
+# A generation waits for a running prefill that will spare it at least this much.
+WORTH_WAITING_TOKENS = 32
+
+State = Literal["closed", "opening", "ready", "down"]
+
+
+class Gauges(NamedTuple):
+    """What a stepper last said about itself."""
+
+    running: int = 0
+    waiting: int = 0
+    cached_sequences: int = 0
+    kv_tokens: int = 0
+    shared_tokens: int = 0
+    swapped_bytes: int = 0
+    steps: int = 0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What one iteration has to tell the event loop."""
+
+    pieces: list[tuple[Generation, str]] = field(default_factory=list[tuple[Generation, str]])
+    ended: list[tuple[Generation, Outcome]] = field(
+        default_factory=list[tuple[Generation, Outcome]]
+    )
+    started_s: float | None = None
+    ended_s: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+class Stepper:
+    """The engine thread's side of a device. `open` first; then everything on that one thread.
+
+    `driver`, `state`, `reason` and `gauges` are replaced whole and may be read from any thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_driver: Callable[[], LanguageModel],
+        *,
+        policy: Policy,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.state: State = "closed"
+        self.reason: str | None = None
+        self.gauges = Gauges()
+        self.driver: LanguageModel | None = None
+        self._open_driver = open_driver
+        self._policy = policy
+        self._clock = clock
+        self._kv: KVSpace | None = None
+        self._generations: list[Generation] = []
+        self._held_pids: set[int] = set()
+        self._last_adapter: str | None = None
+        self._report = Report()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a generation wants tokens now."""
+        return any(not generation.is_held for generation in self._generations)
+
+    def open(self) -> None:
+        """Open the driver. Raises: DeviceError or SyscallError; the device is then down."""
+        self.state = "opening"
+        try:
+            self.driver = contained(self._open_driver, is_fatal=True)
+        except (DeviceError, SyscallError) as problem:
+            self.state, self.reason = "down", str(problem)
+            raise
+        info = self.driver.info
+        self._kv = KVSpace(sequences=info.sequences, context_tokens=info.context_tokens)
+        self.state, self.reason = "ready", None
+
+    def close(self) -> None:
+        """End what still runs, and close the driver."""
+        self._fail_all(self._unusable("was closed"))
+        if self.state == "ready":
+            self.state = "closed"
+            self._device.close()
+
+    def panic(self, problem: Exception) -> None:
+        """An invariant is broken: nothing here can be trusted, so everybody is told."""
+        self.state, self.reason = "down", f"kernel panic: {problem}"
+        for generation in self._generations:
+            generation.sequence = None
+        self._fail_all(self._unusable(self.reason))
+
+    # --- what the event loop asks for -----------------------------------------------------------
+
+    def enter(self, generation: Generation) -> None:
+        """Take in a generation; it runs from the next iteration on, as far as there is room."""
+        if self.state != "ready":
+            self._fail(generation, self._unusable(str(self.reason)))
+            return
+        generation.is_held = generation.entry.pid in self._held_pids
+        self._generations.append(generation)
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation without a finish reason and free its sequence."""
+        if generation in self._generations:
+            self._end(generation, finish=None)
+
+    def hold(self, pid: int, is_held: bool) -> None:
+        """Leave a process's generations out of the steps, or take them in again."""
+        if is_held:
+            self._held_pids.add(pid)
+        else:
+            self._held_pids.discard(pid)
+        for generation in self._generations:
+            if generation.entry.pid == pid:
+                generation.is_held = is_held
+
+    def renice(self, pid: int, nice: int) -> None:
+        """Change the priority of a process's generations."""
+        for generation in self._generations:
+            if generation.entry.pid == pid:
+                generation.entry.nice = nice
+
+    def iterate(self) -> None:
+        """Run one iteration, if anybody can make progress."""
+        self._admit()
+        feeds, batch = self._plan()
+        if not feeds:
+            return
+        started = self._clock.now()
+        try:
+            sampled = contained(lambda: self._device.step(feeds), is_fatal=True)
+        except DeviceError as problem:
+            self._after_failure(batch, problem)
+            return
+        self._publish(feeds, batch, sampled, started, self._clock.now())
+
+    # --- plan ------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give sequences to waiting generations, in the policy's order."""
+        waiting = [g for g in self._generations if g.sequence is None and not g.is_held]
+        by_key = {g.entry.key: g for g in waiting}
+        for entry in self._policy.order([g.entry for g in waiting]):
+            generation = by_key[entry.key]
+            if self._is_full() and self._victim() is None:
+                break
+            if self._should_wait_for_prefix(generation):
+                continue
+            if not self._give_sequence(generation):
+                break
+
+    def _give_sequence(self, generation: Generation) -> bool:
+        kv = self._require_kv()
+        tokens = generation.known(0, generation.length)
+        adapter, domain = generation.order.adapter, generation.order.domain
+        grant = kv.acquire(tokens, adapter=adapter, domain=domain)
+        if grant is None:
+            victim = self._victim()
+            if victim is None:
+                return False
+            self._preempt(victim)
+            grant = kv.acquire(tokens, adapter=adapter, domain=domain)
+            if grant is None:
+                return False
+        generation.sequence = grant.sequence
+        try:
+            contained(lambda: self._prepare(generation, grant), is_fatal=False)
+        except DeviceError as problem:
+            self._after_failure([generation], problem)
+            return True
+        reused = generation.fed
+        generation.entry.turn_tokens = 0
+        if generation.cached_tokens is None:
+            generation.cached_tokens = min(reused, len(generation.order.prompt))
+        return True
+
+    def _prepare(self, generation: Generation, grant: Grant) -> None:
+        """Bring the driver to what the grant says, and the generation's own state with it."""
+        driver, sequence, reused = self._device, grant.sequence, grant.reused_tokens
+        for freed in grant.freed:
+            driver.trim(freed, 0)
+        if grant.source is not None:
+            driver.fork(grant.source, sequence, reused)
+        elif driver.length(sequence) > reused:
+            driver.trim(sequence, reused)
+        saved, generation.saved = generation.saved, None
+        if saved is not None and generation.saved_tokens > reused:
+            driver.trim(sequence, 0)
+            driver.restore(saved, sequence)
+            kv, reused = self._require_kv(), generation.saved_tokens
+            kv.truncate(sequence, 0)
+            kv.append(sequence, generation.known(0, reused))
+        driver.add(
+            sequence,
+            sampling=generation.order.sampling,
+            constraint=generation.order.constraint,
+            prompt=generation.order.prompt,
+            generated=generation.output,
+            adapter=generation.order.adapter,
+        )
+        generation.fed = reused
+
+    def _is_full(self) -> bool:
+        kv = self._require_kv()
+        return kv.active_sequences == self._device.info.sequences
+
+    def _should_wait_for_prefix(self, generation: Generation) -> bool:
+        """Whether a running prefill is computing a prefix that this generation also needs."""
+        prompt = generation.order.prompt
+        for other in self._generations:
+            if other.sequence is None or other.is_held or not other.is_prefilling:
+                continue
+            same_space = (other.order.adapter, other.order.domain) == (
+                generation.order.adapter,
+                generation.order.domain,
+            )
+            if not same_space:
+                continue
+            shared = generation.shared_with.get(other.entry.key)
+            if shared is None:
+                shared = _common_prefix(prompt, other.order.prompt)
+                generation.shared_with[other.entry.key] = shared
+            if shared - other.fed >= WORTH_WAITING_TOKENS:
+                return True
+        return False
+
+    def _victim(self) -> Generation | None:
+        holding = [g for g in self._generations if g.sequence is not None]
+        for generation in holding:
+            if generation.is_held:
+                return generation
+        waiting = [g.entry for g in self._generations if g.sequence is None and not g.is_held]
+        chosen = self._policy.victim(waiting, [g.entry for g in holding])
+        return next((g for g in holding if g.entry is chosen), None)
+
+    def _preempt(self, generation: Generation) -> None:
+        """Take a generation's sequence; its KV moves to host memory where the driver can."""
+        assert generation.sequence is not None
+        if generation.fed and self._device.info.abilities.can_save:
+            generation.saved = self._device.save(generation.sequence)
+            generation.saved_tokens = generation.fed
+        self._free(generation, keep=False)
+        generation.entry.queued_s = self._clock.now()
+
+    def _plan(self) -> tuple[list[Feed], list[Generation]]:
+        """What to feed this iteration: every decode, then prompt chunks within the budget."""
+        runnable = [g for g in self._generations if g.sequence is not None and not g.is_held]
+        by_key = {g.entry.key: g for g in runnable}
+        ordered = [by_key[e.key] for e in self._policy.order([g.entry for g in runnable])]
+        if not self._device.info.abilities.can_mix_adapters:
+            ordered = self._one_adapter(ordered)
+        budget = self._device.info.batch_tokens
+        feeds: list[Feed] = []
+        batch: list[Generation] = []
+        for generation in ordered:
+            if generation.pending == 1 and budget:
+                feeds.append(self._feed(generation, 1))
+                batch.append(generation)
+                budget -= 1
+        if feeds:
+            budget = min(budget, MIXED_PREFILL_TOKENS)
+        for generation in ordered:
+            if generation.pending > 1 and budget:
+                count = min(generation.pending, budget)
+                feeds.append(self._feed(generation, count))
+                batch.append(generation)
+                budget -= count
+        return feeds, batch
+
+    def _feed(self, generation: Generation, count: int) -> Feed:
+        assert generation.sequence is not None
+        start = generation.fed
+        tokens = generation.known(start, start + count)
+        return Feed(generation.sequence, tokens, sample=count == generation.pending)
+
+    def _one_adapter(self, ordered: list[Generation]) -> list[Generation]:
+        """The generations of one adapter; the adapters take turns."""
+        adapters = list(dict.fromkeys(g.order.adapter for g in ordered))
+        if len(adapters) <= 1:
+            return ordered
+        names = sorted(adapters, key=lambda name: name or "")
+        later = [n for n in names if (n or "") > (self._last_adapter or "")]
+        self._last_adapter = later[0] if later else names[0]
+        return [g for g in ordered if g.order.adapter == self._last_adapter]
+
+    # --- publish ---------------------------------------------------------------------------------
+
+    def _publish(
+        self,
+        feeds: Sequence[Feed],
+        batch: Sequence[Generation],
+        sampled: Sequence[Sampled],
+        started_s: float,
+        ended_s: float,
+    ) -> None:
+        kv = self._require_kv()
+        report = self._report
+        chosen = {one.sequence: one for one in sampled}
+        for feed, generation in zip(feeds, batch, strict=True):
+            kv.append(feed.sequence, feed.tokens)
+            if generation.first_fed_s is None:
+                generation.first_fed_s = started_s
+            if len(feed.tokens) == 1 and generation.output:
+                report.decode_tokens += 1
+            else:
+                report.prefill_tokens += len(feed.tokens)
+            generation.fed += len(feed.tokens)
+            generation.entry.turn_tokens += len(feed.tokens)
+            generation.kv_token_s += generation.fed * (ended_s - started_s)
+        for feed, generation in zip(feeds, batch, strict=True):
+            if feed.sample:
+                self._take_token(generation, chosen[feed.sequence], ended_s)
+        report.started_s, report.ended_s = started_s, ended_s
+        self._count_step(report)
+
+    def _take_token(self, generation: Generation, sampled: Sampled, now_s: float) -> None:
+        if generation.first_token_s is None:
+            generation.first_token_s = now_s
+        logprob = None
+        if sampled.logprob is not None:
+            logprob = TokenLogprob(
+                token_id=sampled.token,
+                text=self._text_of(sampled.token),
+                logprob=sampled.logprob,
+                top=tuple(
+                    TokenChoice(token_id=token, text=self._text_of(token), logprob=value)
+                    for token, value in sampled.top
+                ),
+            )
+        written = len(generation.written)
+        finish = generation.take(
+            self._device, sampled.token, is_end=sampled.is_end, logprob=logprob
+        )
+        if finish is not None:
+            rest = generation.text.finish()
+            if rest:
+                generation.written.append(rest)
+        if len(generation.written) > written and generation.pieces is not None:
+            self._report.pieces.append((generation, "".join(generation.written[written:])))
+        if finish is not None:
+            self._end(generation, finish=finish)
+
+    def _text_of(self, token: int) -> str:
+        return self._device.detokenize([token]).decode("utf-8", errors="replace")
+
+    def _token_text(self, token: int) -> str:
+        return self._device.detokenize([token]).decode("utf-8", errors="replace")
+
+    def _count_step(self, report: Report) -> None:
+        gauges = self.gauges
+        seconds = report.ended_s - (report.started_s or report.ended_s)
+        is_prefill = report.prefill_tokens > 0
+        self.gauges = gauges._replace(
+            steps=gauges.steps + 1,
+            prefill_tokens=gauges.prefill_tokens + report.prefill_tokens,
+            prefill_s=gauges.prefill_s + (seconds if is_prefill else 0.0),
+            decode_tokens=gauges.decode_tokens + (0 if is_prefill else report.decode_tokens),
+            decode_s=gauges.decode_s + (0.0 if is_prefill else seconds),
+        )
+
+    def take_report(self) -> Report | None:
+        """What happened since the last time, if anything, for the event loop."""
+        kv = self._require_kv()
+        holding = [g for g in self._generations if g.sequence is not None]
+        self.gauges = self.gauges._replace(
+            running=len(holding),
+            waiting=len(self._generations) - len(holding),
+            cached_sequences=kv.cached_sequences,
+            kv_tokens=kv.used_tokens,
+            shared_tokens=kv.shared_tokens,
+            swapped_bytes=sum(len(g.saved) for g in self._generations if g.saved is not None),
+        )
+        report = self._report
+        if not report.pieces and not report.ended and report.started_s is None:
+            return None
+        self._report = Report()
+        return report
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _end(
+        self,
+        generation: Generation,
+        *,
+        finish: FinishReason | None,
+        error: SyscallError | None = None,
+    ) -> None:
+        self._free(generation, keep=finish is not None)
+        if generation in self._generations:
+            self._generations.remove(generation)
+        outcome = generation.outcome(
+            now_s=self._clock.now(),
+            kv_bytes_per_token=self._device.info.kv_bytes_per_token,
+            finish=finish,
+            error=error,
+        )
+        self._report.ended.append((generation, outcome))
+
+    def _fail(self, generation: Generation, error: SyscallError) -> None:
+        self._end(generation, finish=None, error=error)
+
+    def _free(self, generation: Generation, *, keep: bool) -> None:
+        """Let go of a generation's sequence; `keep` leaves its KV for others to reuse."""
+        if generation.sequence is None:
+            return
+        sequence, generation.sequence = generation.sequence, None
+        if not self._require_kv().release(sequence, keep=keep):
+            self._device.trim(sequence, 0)
+        generation.fed = 0
+
+    def _after_failure(self, batch: Sequence[Generation], problem: DeviceError) -> None:
+        """Fail the calls that a failure hit; after a fatal one, all, and reopen the device."""
+        if not problem.is_fatal:
+            for generation in batch:
+                self._fail(generation, _device_failure(self.name, problem))
+            return
+        for generation in list(self._generations):
+            if generation.sequence is None and generation.saved is None:
+                continue  # has nothing on the device: it can still run after a reopen
+            generation.sequence = None
+            generation.saved = None
+            self._fail(generation, _device_failure(self.name, problem))
+        self._device.close()
+        try:
+            self.open()
+        except (DeviceError, SyscallError) as reopening:
+            self._fail_all(self._unusable(f"is down: {reopening}"))
+
+    def _fail_all(self, error: SyscallError) -> None:
+        for generation in list(self._generations):
+            self._fail(generation, error)
+
+    def _unusable(self, why: str) -> SyscallError:
+        return SyscallError("device", f"device {self.name} {why}", device=self.name)
+
+    @property
+    def _device(self) -> LanguageModel:
+        assert self.driver is not None
+        return self.driver
+
+    def _require_kv(self) -> KVSpace:
+        assert self._kv is not None
+        return self._kv
+
+
+def _device_failure(name: str, problem: DeviceError) -> SyscallError:
+    if isinstance(problem, RequestError):
+        error = SyscallError("invalid", f"{problem.field}: {problem}", field=problem.field)
+    else:
+        error = SyscallError(
+            "device",
+            f"device {name} failed: {problem}",
+            is_retryable=problem.is_fatal,
+            device=name,
+        )
+    error.__cause__ = problem
+    return error
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    count = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count
