@@ -85,12 +85,12 @@ class Account:
         self.charge(resource, granted)
         return granted
 
-    def snapshot(self) -> Accounting:
-        """The use so far as a value."""
+    def snapshot(self, tokens_under_way: int = 0) -> Accounting:
+        """The use so far as a value, with tokens out that are not settled yet."""
         return Accounting(
             syscalls=self.syscalls,
             tokens_in=self.tokens_in,
-            tokens_out=self.tokens_out,
+            tokens_out=self.tokens_out + tokens_under_way,
             tokens_cached=self.tokens_cached,
             queued_s=self.queued_s,
             prefill_s=self.prefill_s,

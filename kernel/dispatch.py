@@ -57,7 +57,7 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
         case c.Finetune():
             return kernel.learning.finetune(process, call)
         case c.Evaluate():
-            return await kernel.learning.evaluate(call)
+            return await kernel.learning.evaluate(process, call)
         case c.ModelList():
             return kernel.learning.models()
         case c.ModelPromote():

@@ -130,6 +130,16 @@ class FileSystem:
             raise _refused(problem, folder, call.path) from problem
         return Files(files=tuple(sorted(found, key=lambda file: file.path)))
 
+    def readable(self, process: Process, path: str) -> Path:
+        """Where a path leads that the process may read.
+
+        Raises: SyscallError("denied"), or ("not_found") when no file is there.
+        """
+        found = self._resolve(process, path, is_writing=False)
+        if not found.is_file():
+            raise SyscallError("not_found", f"there is no file {path}", what="file", name=path)
+        return found
+
     def home(self, process: Process) -> Path:
         """The process's home; the folder appears when something is written there."""
         if process.home is None:

@@ -119,6 +119,11 @@ class Inference:
         ids = await _off_loop(len(call.text), lambda: engine.driver.tokenize(call.text))
         return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
 
+    def tokens_under_way(self, process: Process) -> int:
+        """Tokens that the process's unfinished generations have produced."""
+        tickets = self._under_way.get(process.pid, ())
+        return sum(len(ticket.generation.output) for ticket in tickets)
+
     def release(self, process: Process) -> None:
         """The process has ended: free its sequences before the next step."""
         for ticket in self._under_way.get(process.pid, ()):

@@ -19,6 +19,7 @@ from llmos.kernel.clock import Clock, RealClock
 from llmos.kernel.contexts import Contexts
 from llmos.kernel.devices import Devices
 from llmos.kernel.dispatch import dispatch
+from llmos.kernel.engine import DEVICE_PID
 from llmos.kernel.files import FileSystem, attach_pipe
 from llmos.kernel.gate import Gate
 from llmos.kernel.graph import GraphRun, build
@@ -107,6 +108,7 @@ class Kernel:
             settings,
             devices=self.devices,
             registry=self.registry,
+            files=self.files,
             spawn=lambda parent, job: self._start(
                 parent, "finetune", job.run, shown=(job.name,), nice=JOB_NICE, prepare=job.prepare
             ),
@@ -156,10 +158,7 @@ class Kernel:
 
     def chrome_trace(self) -> JsonObject:
         """The kept trace in the Chrome format, which Perfetto opens."""
-        names = {0: "devices"}
-        for process in self.table:
-            names[process.pid] = f"{process.program} ({process.pid})"
-        return self.tracer.chrome(names)
+        return self.tracer.chrome({DEVICE_PID: "devices", INIT: "init"})
 
     async def stop(self) -> None:
         """Kill every process and close every device and store."""
@@ -279,7 +278,9 @@ class Kernel:
         """The processes that a process may see."""
         now = self.clock.now()
         seen = [p for p in self.table if self._may_observe(process, p)]
-        return Processes(processes=tuple(p.info(now) for p in seen))
+        return Processes(
+            processes=tuple(p.info(now, self.inference.tokens_under_way(p)) for p in seen)
+        )
 
     def trace(self, process: Process, call: calls.Trace) -> TraceEvents:
         """The newest events that a process may see."""

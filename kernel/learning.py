@@ -10,9 +10,10 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos.kernel.devices import Devices
+from llmos.kernel.files import FileSystem
 from llmos.kernel.process import Process
 from llmos.kernel.settings import Settings
 from llmos.memory.registry import Registry
@@ -24,6 +25,8 @@ from llmos.syscalls.values import JsonObject
 
 if TYPE_CHECKING:
     from llmos.kernel.learn import LearnJobs
+
+C = TypeVar("C", calls.Finetune, calls.Evaluate)
 
 # A training job gives way to inference: it starts behind every process that did not ask for less.
 JOB_NICE = 10
@@ -78,8 +81,10 @@ class Learning:
         *,
         devices: Devices,
         registry: Callable[[], Registry],
+        files: FileSystem,
         spawn: Callable[[Process, Job], Spawned],
     ) -> None:
+        self._files = files
         self._settings = settings
         self._devices = devices
         self._registry = registry
@@ -88,11 +93,11 @@ class Learning:
 
     def finetune(self, process: Process, call: calls.Finetune) -> Spawned:
         """Start a training job as a child of the caller."""
-        return self._spawn(process, Job(self._opened(), call))
+        return self._spawn(process, Job(self._opened(), self._with_data(process, call)))
 
-    async def evaluate(self, call: calls.Evaluate) -> Evaluated:
+    async def evaluate(self, process: Process, call: calls.Evaluate) -> Evaluated:
         """Held-out loss, computed in an OS process of its own."""
-        return await self._opened().evaluate(call)
+        return await self._opened().evaluate(self._with_data(process, call))
 
     def models(self) -> ModelVersions:
         """Configured models, then adapters."""
@@ -124,6 +129,13 @@ class Learning:
         """Undo the last promotion."""
         base = call.base or self._devices.setting(None).base
         return ModelVersions(models=tuple(self._registry().rollback(base)))
+
+    def _with_data(self, process: Process, call: C) -> C:
+        """The call with its data file where the process may read it. Raises: as `readable`."""
+        if not isinstance(call.data, str):
+            return call
+        path = self._files.readable(process, call.data)
+        return call.model_copy(update={"data": str(path)})
 
     def _opened(self) -> LearnJobs:
         if self._jobs is None:

@@ -85,8 +85,8 @@ class Process:
         """The state as others see it: stopped hides what the process waits for."""
         return "stopped" if self.is_stopped and not self.is_over else self.state
 
-    def info(self, now_s: float) -> ProcessInfo:
-        """This process as a row of `ps`."""
+    def info(self, now_s: float, tokens_under_way: int = 0) -> ProcessInfo:
+        """This process as a row of `ps`, with tokens of generations that have not ended yet."""
         return ProcessInfo(
             pid=self.pid,
             parent=self.parent,
@@ -97,7 +97,7 @@ class Process:
             nice=self.nice,
             age_s=now_s - self.started_s,
             contexts=tuple(self.contexts or ()),
-            accounting=self.account.snapshot(),
+            accounting=self.account.snapshot(tokens_under_way),
             capabilities=self.capabilities,
             quota=self.account.quota,
         )

@@ -96,10 +96,14 @@ class Tracer:
             self._subscribers.discard(subscription)
 
     def chrome(self, process_names: dict[int, str]) -> JsonObject:
-        """All kept events in the Chrome trace format; 0 is the pid of the devices."""
+        """All kept events in the Chrome trace format; processes are named by their spawn events."""
+        names = dict(process_names)
+        for record in self._ring:
+            if record.name == "spawn" and record.args is not None:
+                names[record.pid] = f"{record.args['program']} ({record.pid})"
         events: list[JsonObject] = [
             {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}}
-            for pid, name in process_names.items()
+            for pid, name in names.items()
         ]
         tracks: dict[tuple[int, str], int] = {}
         for record in self._ring:

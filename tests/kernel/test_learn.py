@@ -23,7 +23,6 @@ from llmos.syscalls.results import Evaluated, ModelVersion, Trained
 from llmos.syscalls.values import JsonObject
 
 # peft asks transformers for a property by its old name.
-IGNORE_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 BANKING77 = Path(__file__).parent.parent / "data" / "banking77_small.jsonl"
 PARITY = tuple(
     Example(messages=(user(str(n)), assistant("even" if n % 2 == 0 else "odd"))) for n in range(12)
@@ -225,7 +224,6 @@ def test_one_job_trains_at_a_time_and_one_that_fails_lets_the_next_train(
 
 
 @pytest.mark.model
-@IGNORE_PEFT
 def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serves(
     tmp_path: Path, registry: Registry, smollm2_path: Path
 ) -> None:

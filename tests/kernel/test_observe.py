@@ -145,3 +145,20 @@ def test_errors_survive_pickling_and_json() -> None:
     again = pickle.loads(pickle.dumps(problem))
     assert again.value() == problem.value()
     assert ErrorValue.model_validate_json(problem.value().model_dump_json()) == problem.value()
+
+
+def test_training_data_is_read_with_the_callers_rights(boot_kernel: Any, tmp_path: Any) -> None:
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"messages": []}\n')
+
+    async def trainer(os: OS) -> None:
+        await os.finetune(str(secret), "spy")
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            rights = Capabilities(learn=True)
+            exited = await kernel.os.wait(await kernel.os.spawn(trainer, capabilities=rights))
+            assert exited.error.code == "denied"
+            assert "folders_read" in exited.error.message
+
+    asyncio.run(scenario())
