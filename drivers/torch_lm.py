@@ -310,7 +310,8 @@ def _describe(spec: ModelSpec, model: Any, vocabulary: TorchVocabulary) -> Model
         kv_bytes_per_token=_kv_shape(settings).numbers * model.dtype.itemsize,
         end_tokens=vocabulary.end_tokens,
         weights_format=str(model.dtype).removeprefix("torch."),
-        abilities=Abilities(can_mix_adapters=False),
+        # Rounding follows the shape of the batch, so a near tie may go either way.
+        abilities=Abilities(can_mix_adapters=False, is_deterministic=False),
     )
 
 
