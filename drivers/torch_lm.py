@@ -99,6 +99,7 @@ class TorchLM:
         self._fingerprint = kv_blob.fingerprint(weights_file(spec.path), f"torch {dtype}")
         # What cannot compute is refused now, and the first step need not set up the libraries.
         self._forward([Feed(0, [min(self._info.end_tokens, default=0)], sample=True)])
+        self._kv.trim(0, 0)
 
     @property
     def info(self) -> ModelInfo:

@@ -85,20 +85,20 @@ def packed_attention(
     if attention_mask is not None or asked:
         raise DeviceError(f"this architecture's attention is not served: {asked or 'own mask'}")
     layer: int = module.layer_idx
-    sizes = [part.new_tokens for part in parts]
+    sizes = [one.new_tokens for one in parts]
     fresh = torch.stack((key, value)).split(sizes, dim=3)
     attended: list[torch.Tensor] = []
-    for part, queries, new in zip(parts, query.split(sizes, dim=2), fresh, strict=True):
-        kv = part.layers[layer]
-        kv.narrow(3, part.held_tokens, part.new_tokens).copy_(new)
-        keys, values = kv.narrow(3, 0, part.held_tokens + part.new_tokens).unbind(0)
+    for one, queries, new in zip(parts, query.split(sizes, dim=2), fresh, strict=True):
+        kv = one.layers[layer]
+        kv.narrow(3, one.held_tokens, one.new_tokens).copy_(new)
+        keys, values = kv.narrow(3, 0, one.held_tokens + one.new_tokens).unbind(0)
         attended.append(
             scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
-                attn_mask=part.mask,
-                is_causal=part.mask is None and part.new_tokens > 1,
+                attn_mask=one.mask,
+                is_causal=one.mask is None and one.new_tokens > 1,
                 scale=scaling,
                 enable_gqa=True,
             )

@@ -143,6 +143,7 @@ def test_an_emptied_sequence_gives_its_memory_back(tiny: TorchLM) -> None:
 
 def test_memory_follows_the_tokens_and_not_the_window(tiny_model_path: Path) -> None:
     model = open_tiny(tiny_model_path, context_tokens=512)
+    assert kv_bytes(model) == 0
     model.add(0, sampling=GREEDY)
     model.step([Feed(0, [65], False)])
     assert kv_bytes(model) == 256 * model.info.kv_bytes_per_token
