@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from llmos.drivers.opening import module_allocations
 from llmos.kernel.accounts import total
 from llmos.kernel.clock import Clock, RealClock
 from llmos.kernel.contexts import Contexts
@@ -405,6 +404,5 @@ class Kernel:
         return [
             LedgerEntry(owner="kernel", what="trace", bytes=self.tracer.bytes()),
             LedgerEntry(owner="memory", what="index", bytes=self.library.index_bytes()),
-            *(LedgerEntry(owner="python", what=w, bytes=b) for w, b in module_allocations()),
             *self.devices.ledger(),
         ]

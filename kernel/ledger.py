@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
+from llmos.drivers.opening import module_allocations
 from llmos.syscalls.results import LedgerEntry
 
 _MAP = Path("/proc/self/smaps")
@@ -43,17 +44,23 @@ def resident() -> Resident:
 
 
 class Ledger:
-    """Made at boot, so that what Python itself holds is known."""
+    """Made at boot, so that what Python itself holds is known.
+
+    In a process that had a kernel before, what that one freed and Python kept counts as held at
+    boot, although a new kernel uses it again.
+    """
 
     def __init__(self) -> None:
-        self._at_boot = resident()
+        modules = sum(one.bytes for one in module_allocations())
+        self._at_boot_bytes = max(0, resident().anonymous - modules)
 
     def entries(self, named: Iterable[LedgerEntry]) -> tuple[LedgerEntry, ...]:
         """What is held now, the largest first."""
         now = resident()
         found = [
-            LedgerEntry(owner="python", what="objects at boot", bytes=self._at_boot.anonymous),
+            LedgerEntry(owner="python", what="objects at boot", bytes=self._at_boot_bytes),
             LedgerEntry(owner="python", what="libraries", bytes=now.libraries),
+            *(LedgerEntry(owner="python", what=w, bytes=b) for w, b in module_allocations()),
             *named,
         ]
         return tuple(sorted((e for e in found if e.bytes), key=lambda e: -e.bytes))
