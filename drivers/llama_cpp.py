@@ -10,6 +10,11 @@ together (`llama_streams.py`). And `llama_memory_seq_cp` between streams copies 
 only at the next decode, from a source that may have changed by then; so `fork` goes through the
 sequence's state instead, which copies the tokens in use and at once.
 
+The same steps give the same logits, bit for bit. Other steps over the same tokens need not: chunks
+of 64 tokens and more take another flash attention kernel than smaller ones, and with several
+threads a decode sums by the shape of its batch. With the Q4_1 file, whose kernels round activations
+to 8 bits, that moves logits by up to 0.8, enough to turn greedy text at a tie.
+
 An adapter belongs to the whole context: a step has one, and the next step may switch it.
 
 What this does not protect against: `GGML_ASSERT` inside the library ends the process. Files and
