@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
+from llmos.agents.text import read_all_input
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject
 
 
@@ -19,9 +21,17 @@ class Review(BaseModel):
 
 
 async def critic(
-    os: OS, text: str, *, angle: str = "clarity", model: str | None = None
+    os: OS, text: str | None = None, *, angle: str = "clarity", model: str | None = None
 ) -> JsonObject:
-    """Review a text from one angle. Returns `{"angle", "score", "remark"}`, a score of 1 to 5."""
+    """Review a text, or standard input, from one angle.
+
+    Returns `{"angle", "score", "remark"}`, with a score of 1 to 5.
+    Raises: SyscallError("invalid") when there is no text.
+    """
+    if text is None:
+        text = (await read_all_input(os)).text
+    if not text.strip():
+        raise SyscallError("invalid", "text: there is none to review", field="text")
     review = await os.generate_as(
         Review, prompt("critic").messages(text=text, angle=angle), model=model, max_tokens=100
     )

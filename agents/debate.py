@@ -21,7 +21,7 @@ SIDES: tuple[Side, Side] = ("for", "against")
 
 # The first words put a debater on its side, whatever the model thinks of the claim.
 _STANCE: dict[Side, str] = {"for": "I agree because", "against": "I disagree because"}
-_ARGUMENT = r" [a-z]([^.\n]|\.[A-Za-z0-9_]){15,160}\."
+_ARGUMENT = r" [a-z]([^.\n]|\.[a-z0-9_]){15,160}\."
 _ARGUMENT_TOKENS, _VERDICT_TOKENS = 60, 100
 _SAMPLING = Sampling(repetition_penalty=1.1, penalty_window_tokens=96)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from pydantic import ValidationError
@@ -31,7 +31,7 @@ from llmos.syscalls.wire import invalid
 
 ANSWER = "answer"
 # One sentence; a dot may stand inside a word, as in notes.txt or 3.5.
-SENTENCE = r'^([^."\\\n]|\.[A-Za-z0-9_]){1,160}\.$'
+SENTENCE = r'^([^."\\\n]|\.[a-z0-9_]){1,120}\.$'
 
 _ANSWER_SPEC = ToolSpec(
     name=ANSWER,
@@ -56,12 +56,16 @@ _FOR_THE_MODEL: frozenset[ErrorCode] = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One action and what came of it, as the model was shown it."""
+    """One action and what came of it, as the model was shown it.
+
+    `is_repeat` when the same call was made before: it is not made again, its result is shown again.
+    """
 
     tool: str
     arguments: JsonObject
     result: str
     is_error: bool
+    is_repeat: bool = False
 
     def value(self) -> JsonObject:
         return {
@@ -69,6 +73,7 @@ class Step:
             "arguments": self.arguments,
             "result": self.result,
             "is_error": self.is_error,
+            "is_repeat": self.is_repeat,
         }
 
 
@@ -123,10 +128,10 @@ class _Run:
         arguments: JsonObject = {}
         try:
             arguments = await self.write_arguments(tool)
-            if any((tool, arguments) == (step.tool, step.arguments) for step in self.steps):
-                raise SyscallError(
-                    "invalid", "this call was made before; its result is above", field="arguments"
-                )
+            for step in self.steps:
+                if (step.tool, step.arguments) == (tool, arguments):
+                    self._record(replace(step, is_repeat=True))
+                    return
             output = await self.os.tool_call(tool, arguments)
         except SyscallError as problem:
             if problem.code not in _FOR_THE_MODEL:
@@ -197,13 +202,7 @@ async def _finish(run: _Run) -> JsonObject:
 
 def _choices(run: _Run) -> list[str]:
     """What the model may do next: an answer needs a result, and no tool serves a repetition."""
-    worn_out = {
-        step.tool
-        for index, step in enumerate(run.steps)
-        if any(
-            (step.tool, step.arguments) == (one.tool, one.arguments) for one in run.steps[:index]
-        )
-    }
+    worn_out = {step.tool for step in run.steps if step.is_repeat}
     tools = [name for name in run.specs if name != ANSWER and name not in worn_out]
     has_result = any(not step.is_error for step in run.steps)
     return [*tools, ANSWER] if has_result or not tools else tools

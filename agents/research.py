@@ -188,5 +188,5 @@ def _plan_schema(count: int) -> JsonObject:
 def _cited_sentences(sources: int) -> str:
     """One to three sentences that each end in the number of a source."""
     number = "|".join(str(n) for n in range(1, sources + 1))
-    sentence = rf"[A-Z]([^.\[\]\n]|\.[A-Za-z0-9_]){{20,240}} \[({number})\]\."
+    sentence = rf"[A-Z]([^.\[\]\n]|\.[a-z0-9_]){{20,240}} \[({number})\]\."
     return rf"{sentence}( {sentence}){{0,2}}"

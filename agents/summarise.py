@@ -20,9 +20,10 @@ _CHUNK_TOKENS = 300
 _PARALLEL = 8
 _SAMPLING = Sampling(repetition_penalty=1.05, penalty_window_tokens=48)
 # Sentences of a small model resemble each other; the last step must not repeat them.
-_FINAL_SAMPLING = Sampling(repetition_penalty=1.15, penalty_window_tokens=64)
-_WORD = r"\S{1,24}"  # unbounded, a "word" without spaces could go on for ever
-_SENTENCE = r"[A-Z]([^.\n]|\.[A-Za-z0-9_]){10,300}\."
+_FINAL_SAMPLING = Sampling(repetition_penalty=1.1, penalty_window_tokens=64)
+# Unbounded, or with a comma inside, a "word" without spaces could go on for ever.
+_WORD = r"[^\s,;:]{1,20}[,;:]?"
+_SENTENCE = r"[A-Z]([^.\n]|\.[a-z0-9_]){10,300}\."
 _SENTENCE_TOKENS = 100
 
 

@@ -47,3 +47,16 @@ def test_a_review_has_a_score_and_a_remark(run_program: Run) -> None:
     value, output = run_program("critic", "Lamps.", angle="style", script=lambda said: reply)
     assert value == {"angle": "style", "score": 4, "remark": "Short and clear words."}
     assert output == "style: 4/5. Short and clear words.\n"
+
+
+def test_a_review_takes_its_text_from_a_pipe_too(run_program: Run) -> None:
+    seen: list[str] = []
+
+    def reply(said: str) -> str:
+        seen.append(said)
+        return '{"score":2,"remark":"Rather short for a text."}'
+
+    assert run_program("critic", script=reply, stdin=b"Lamps are red.")[0]["score"] == 2
+    assert seen[0] == "Text: Lamps are red."
+    with pytest.raises(SyscallError, match="none to review"):
+        run_program("critic", stdin=b" ")

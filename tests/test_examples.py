@@ -1,0 +1,39 @@
+"""Every example runs, and the README's program is the first of them."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+# What an example must print, whatever the model says.
+PRINTED = {
+    "debate": "winner: ",
+    "pipes": "{'lines': 2, 'words': 7, 'bytes': 29}",
+    "rag": "[1] 0",
+    "react": 'calculator {"expression": "123 * 456"} = 56088',
+    "research": "critical path: worker-",
+    "chat": "2 answers",
+}
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("smollm2_path", "minilm_path")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_runs(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    assert PRINTED.get(name, "") in printed
