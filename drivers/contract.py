@@ -56,6 +56,17 @@ def _request_error(message: str, field: str) -> RequestError:
     return RequestError(message, field=field)
 
 
+class SequenceError(DeviceError):
+    """One sequence of a step cannot go on; the step without it can be tried again."""
+
+    def __init__(self, message: str, sequence: SequenceId) -> None:
+        super().__init__(message)
+        self.sequence = sequence
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.sequence))
+
+
 @dataclass(frozen=True, slots=True)
 class Available:
     """What a probe found: usable or not, why not, and how much memory the device has."""
@@ -154,7 +165,7 @@ class LanguageModel(Protocol):
     # --- any thread ---
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text, no BOS added; `special` reads markup such as <|im_end|> as one token."""
+        """Token ids of a text without BOS; `special` reads markup such as <|im_end|> as one."""
         ...
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
@@ -164,7 +175,7 @@ class LanguageModel(Protocol):
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), prefix: str = ""
     ) -> list[int]:
-        """Token ids of a conversation by the model's chat template, ready for the assistant's answer.
+        """Token ids of a conversation by the model's chat template, ready for the answer.
 
         Appending messages appends tokens: the ids of a shorter conversation, up to its last
         message's end, begin those of a longer one (chat templates that keep this allow KV reuse).
@@ -183,7 +194,7 @@ class LanguageModel(Protocol):
         generated: Sequence[int] = (),
         adapter: str | None = None,
     ) -> None:
-        """Give a sequence (new, or one that holds KV from `fork` or earlier use) its sampling state.
+        """Give a sequence, empty or with KV from `fork` or earlier use, its sampling state.
 
         Ids are 0 <= sequence < info.sequences. `prompt` seeds the penalty window. `generated` are
         tokens sampled before a preemption: the random stream, the penalties and the constraint
@@ -207,7 +218,7 @@ class LanguageModel(Protocol):
         ...
 
     def fork(self, source: SequenceId, target: SequenceId, tokens: int) -> None:
-        """Make `target` (empty) hold the first `tokens` of `source`'s KV, sharing where possible."""
+        """Make `target`, empty, hold the first `tokens` of `source`'s KV, shared if possible."""
         ...
 
     def trim(self, sequence: SequenceId, tokens: int) -> None:
@@ -244,7 +255,7 @@ class EmbeddingModel(Protocol):
         ...
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit-length vector a text. Texts over the window are cut to it. Raises: DeviceError."""
+        """One unit-length vector a text, longer texts cut to the window. Raises: DeviceError."""
         ...
 
     def allocations(self) -> list[Allocation]: ...

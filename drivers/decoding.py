@@ -10,20 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from llmos.drivers.constraint import Matcher
-from llmos.drivers.contract import DeviceError, Feed, Sampled, SequenceId
+from llmos.drivers.contract import DeviceError, Feed, Sampled, SequenceError, SequenceId
 from llmos.drivers.sampling import Mask, Row, Sampler
 from llmos.syscalls.options import Sampling
-
-
-class SequenceError(DeviceError):
-    """One sequence of a step cannot go on; the step without it can be tried again."""
-
-    def __init__(self, message: str, sequence: SequenceId) -> None:
-        super().__init__(message)
-        self.sequence = sequence
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (str(self), self.sequence))
 
 
 class Decoding:

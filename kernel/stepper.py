@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from llmos.drivers.contract import DeviceError, Feed, LanguageModel, RequestError, Sampled
+from llmos.drivers.contract import (
+    DeviceError,
+    Feed,
+    LanguageModel,
+    RequestError,
+    Sampled,
+    SequenceError,
+)
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation, Outcome
 from llmos.kernel.policies import Policy
@@ -441,6 +448,8 @@ class Stepper:
 
     def _after_failure(self, batch: Sequence[Generation], problem: DeviceError) -> None:
         """Fail the calls that a failure hit; after a fatal one, all, and reopen the device."""
+        if isinstance(problem, SequenceError):
+            batch = [g for g in batch if g.sequence == problem.sequence]
         if not problem.is_fatal:
             for generation in batch:
                 self._fail(generation, _device_failure(self.name, problem))

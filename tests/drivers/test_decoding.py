@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llmos.drivers.constraint import ConstraintCompiler
-from llmos.drivers.contract import DeviceError, Feed
-from llmos.drivers.decoding import Decoding, SequenceError, masks
+from llmos.drivers.contract import DeviceError, Feed, SequenceError
+from llmos.drivers.decoding import Decoding, masks
 from llmos.syscalls.options import GREEDY, RegexConstraint
 
 PIECES = [*(bytes([byte]) for byte in range(256)), b"<end>"]

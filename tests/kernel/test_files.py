@@ -18,9 +18,7 @@ from llmos.syscalls.rights import Capabilities
 def spawn_with(boot_kernel: Any, program: Any, *args: Any, rights: Capabilities) -> Any:
     async def scenario() -> Any:
         async with boot_kernel() as kernel:
-            return await kernel.os.wait(
-                await kernel.os.spawn(program, *args, capabilities=rights)
-            )
+            return await kernel.os.wait(await kernel.os.spawn(program, *args, capabilities=rights))
 
     return asyncio.run(scenario())
 

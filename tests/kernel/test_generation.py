@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmos.agents.handle import OS
-from llmos.drivers.contract import Abilities, DeviceError, Feed, ModelSpec
+from llmos.drivers.contract import Abilities, DeviceError, Feed, ModelSpec, SequenceError
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
@@ -468,5 +468,21 @@ def test_constraints_hold_whatever_the_model_wants(boot_kernel: Any) -> None:
             broken = JsonSchemaConstraint(json_schema={"type": "no such type"})
             with pytest.raises(SyscallError, match="constraint"):
                 await kernel.os.generate("story", constraint=broken)
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_one_sequence_spares_the_rest_of_its_batch(boot_kernel: Any) -> None:
+    bench = Bench(script={}, sequences=4)
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pids = [await kernel.os.spawn(write, f"part {index}", 20) for index in range(3)]
+            await bench.step(3)
+            bench.opened[0].fail_next_step(SequenceError("no token is allowed", sequence=1))
+            bench.free()
+            statuses = [(await kernel.os.wait(pid)).status for pid in pids]
+            assert sorted(statuses) == ["error", "ok", "ok"]
 
     asyncio.run(scenario())

@@ -11,9 +11,7 @@ from llmos.syscalls.errors import ConfigError
 
 
 def entry(key: int, *, arrived: float = 0.0, nice: int = 0, turn: int = 0) -> Entry:
-    return Entry(
-        key=key, pid=key, nice=nice, arrived_s=arrived, queued_s=arrived, turn_tokens=turn
-    )
+    return Entry(key=key, pid=key, nice=nice, arrived_s=arrived, queued_s=arrived, turn_tokens=turn)
 
 
 entries = st.lists(
