@@ -171,6 +171,8 @@ class Setup:
     def _show(self, *, is_last: bool) -> None:
         """One line that moves on a terminal; elsewhere a new line every five seconds."""
         doing = "; ".join(f"{part}: {text[:60]}" for part, text in list(self._doing.items()))
+        if not doing:
+            return
         line = f"[{self._clock()}] {doing}"
         if sys.stdout.isatty():
             columns = shutil.get_terminal_size().columns

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from llmos.memory.model_store import ModelStore
@@ -21,6 +22,12 @@ def null_files_of_llama_cpp() -> Iterator[None]:
     if utilities is not None:
         utilities.outnull_file.close()
         utilities.errnull_file.close()
+
+
+hypothesis.settings.register_profile(
+    "llmos", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("llmos")
 
 
 @pytest.fixture(scope="session")
