@@ -24,6 +24,7 @@ def null_files_of_llama_cpp() -> Iterator[None]:
         utilities.errnull_file.close()
 
 
+# No time limits on property tests: a busy machine is no fault of the code.
 hypothesis.settings.register_profile(
     "llmos", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
