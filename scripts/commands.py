@@ -102,7 +102,7 @@ _REMEDIES = (
     ("No space left on device", "the disk is full: free about 6 GB, then run make again"),
     (
         "Temporary failure in name resolution|ConnectionError|NewConnectionError|ConnectTimeout"
-        "|Read timed out|No matching distribution found|not_available",
+        "|Read timed out|No matching distribution found|ResolutionImpossible|not_available",
         "a download failed: check the network and pip's index settings (pip config list), "
         "then run make again; what is already downloaded is kept",
     ),

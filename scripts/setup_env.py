@@ -120,7 +120,7 @@ class Setup:
 
     def _update_pip(self) -> None:
         # With setuptools here the project installs without a second, isolated environment.
-        self._pip("pip", "--upgrade", "pip", "setuptools")
+        self._pip("pip", *(f"{name}=={_pinned(name)}" for name in ("pip", "setuptools")))
         self._doing.clear()
 
     def _compile(self) -> None:
