@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Database:
         return store_id
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Generator[sqlite3.Connection]:
         """Everything in the block or nothing; durable once the block is left."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
@@ -134,7 +134,7 @@ class Database:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Generator[None]:
     """Turn what SQLite and the disk raise into a `SyscallError` with the path and the remedy."""
     try:
         yield

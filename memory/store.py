@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -254,7 +254,7 @@ class Store:
     # --- searching, under the lock ---
 
     @contextmanager
-    def _use(self) -> Iterator[float]:
+    def _use(self) -> Generator[float]:
         """Hold the lock and turn what the disk raises into our errors; gives the time."""
         with self._mutex, storage_errors(self._database.path):
             if not self._is_open:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -55,7 +55,7 @@ class VectorIndex:
     @property
     def ids(self) -> Ids:
         """The ids in the index, sorted."""
-        import faiss
+        faiss = _faiss()
 
         return np.sort(faiss.vector_to_array(self._index.id_map).astype(np.int64))
 
@@ -79,7 +79,7 @@ class VectorIndex:
 
     def search(self, vector: Matrix, k: int, allowed: Ids) -> list[tuple[int, float]]:
         """The k nearest of the `allowed` ids to a unit vector, as (id, cosine), nearest first."""
-        import faiss
+        faiss = _faiss()
 
         if not len(allowed) or not len(self):
             return []
@@ -98,7 +98,7 @@ class VectorIndex:
 
     def save(self, folder: Path, *, store_id: str, last_id: int) -> None:
         """Write the index beside the database, atomically. Raises: OSError."""
-        import faiss
+        faiss = _faiss()
 
         trailer = json.dumps(
             {
@@ -149,7 +149,7 @@ class VectorIndex:
 
     def _load(self, path: Path, store_id: str, last_id: int) -> str | None:
         """Read the file; what is wrong with it, or None."""
-        import faiss
+        faiss = _faiss()
 
         trailer = _read_trailer(path)
         if trailer is None:
@@ -185,20 +185,27 @@ def unit_vectors(vectors: Sequence[Sequence[float]], dimensions: int) -> Matrix:
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _new_index(dimensions: int) -> Any:
+def _faiss() -> Any:
+    """The library, loaded when first used; its stubs do not know what its Python layer adds."""
     import faiss
+
+    return faiss
+
+
+def _new_index(dimensions: int) -> Any:
+    faiss = _faiss()
 
     return faiss.IndexIDMap2(faiss.IndexFlatIP(dimensions))
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     """Search on the calling thread alone.
 
     A scan of 10,000 vectors takes 0.3 ms there. FAISS's thread team ends each scan at a barrier,
     and while a model decodes on all cores that barrier waits for them: 24 to 56 ms, measured.
     """
-    import faiss
+    faiss = _faiss()
 
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
