@@ -22,11 +22,12 @@ from llmos.syscalls.results import Exited, FileInfo
 from llmos.syscalls.values import JsonObject, JsonValue
 
 TOPIC = "demo"
-QUESTION = "How does the kernel schedule agents and share the model between them?"
+QUESTION = "What does a fork share?"
 CLAIM = "Agents should share one model."
 _INDEXERS = 3
 _WORKERS = 4
 _SUMMARY_BYTES = 6_000  # a larger file would take most of the time
+_SAID = ("answer", "summary", "winner", "reason", "score", "remark")
 _NICE = 5  # of what the question does not wait for
 
 
@@ -101,17 +102,17 @@ async def _start(
 ) -> Mapping[str, int]:
     """Start all agents; pids by name."""
     total = sum(file.bytes for file in files)
-    smallest = min(files, key=lambda file: file.bytes)
-    fitting = [file for file in files if file.bytes <= _SUMMARY_BYTES] or [smallest]
-    summed = max(fitting, key=lambda file: file.bytes)
-    name = smallest.path.rpartition("/")[2]
+    by_size = sorted(files, key=lambda file: file.bytes)
+    summed = [by_size[0], *(file for file in by_size if file.bytes <= _SUMMARY_BYTES)][-1]
+    # A small model writes a short name without a mistake.
+    name, read = min(((file.path.rpartition("/")[2], file.path) for file in files), key=_length)
     return {
         "research": await os.spawn(
             research, question, namespace=namespace_of(folder), workers=_WORKERS, model=model
         ),
         "calculator": await os.spawn(
             react,
-            f"What is {total} divided by {len(files)}?",
+            f"What is {total} * 8?",
             tools=["calculator", "read_file"],
             max_steps=3,
             model=model,
@@ -121,14 +122,14 @@ async def _start(
             react,
             f"What does {name} say?",
             tools=["read_file", "list_files"],
-            files=[smallest.path],
+            files=[read],
             max_steps=3,
             model=model,
             nice=_NICE,
         ),
         "programmer": await os.spawn(
             react,
-            "Run Python to print the squares of 1 to 9.",
+            "Use Python to add the numbers from 1 to 50.",
             tools=["python", "calculator"],
             max_steps=3,
             model=model,
@@ -138,6 +139,10 @@ async def _start(
         "critic": await os.spawn(critic, question, model=model, nice=_NICE),
         "summary": await os.spawn(summarise, summed.path, words=40, model=model, nice=_NICE),
     }
+
+
+def _length(named: tuple[str, str]) -> int:
+    return len(named[0])
 
 
 async def _ended(os: OS, agents: Mapping[str, int]) -> dict[str, Exited]:
@@ -172,7 +177,5 @@ def _said(exited: Exited) -> str:
     if exited.status != "ok":
         return f"failed: {_why(exited)}"
     value: JsonValue = exited.value
-    for key in ("answer", "summary", "winner", "remark"):
-        if key in value:
-            return " ".join(str(value[key]).split())
-    return "done"
+    said = [str(value[key]) for key in _SAID if key in value]
+    return " ".join(" ".join(said).split()) or "done"

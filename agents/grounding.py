@@ -21,7 +21,7 @@ from llmos.syscalls.values import JsonObject
 # Shorter ones are headings, longer ones are no sentences or cost too much to choose from.
 _SENTENCE_CHARS = range(25, 301)
 # A statement in prose: no code, no data, no question.
-_STATEMENT = re.compile(r"[A-Z\"'(][^{}<>\\=]*[.!]")
+_STATEMENT = re.compile(r"[A-Za-z\"'(][^{}<>\\=]*[.!]")
 _CITATION = re.compile(r"\s*\[(\d+)\]")
 _CITED_SENTENCE = re.compile(
     r"\s*(?P<text>[^\[\]]+?)(?P<marks>(?:\s*\[\d+\])*)(?P<end>[.!?])(?=\s|$)"
@@ -45,6 +45,22 @@ class Cited(NamedTuple):
     dropped: tuple[str, ...]
 
 
+async def nearest_sentences(
+    os: OS, question: str, hits: Sequence[Hit], *, count: int
+) -> dict[str, Hit]:
+    """The statements in some hits that are nearest in meaning to a question, nearest first."""
+    origin: dict[str, Hit] = {}
+    for hit in hits:
+        for sentence in sentences(hit.text):
+            if len(sentence) in _SENTENCE_CHARS and _STATEMENT.fullmatch(sentence):
+                origin.setdefault(sentence, hit)
+    if not origin:
+        return {}
+    found = list(origin)
+    order = await by_nearness(os, question, found)
+    return {found[index]: origin[found[index]] for index in order[:count]}
+
+
 async def quote(
     os: OS,
     question: str,
@@ -57,18 +73,9 @@ async def quote(
 
     Choices are the `candidates` sentences nearest in meaning to the question.
     """
-    origin: dict[str, Hit] = {}
-    for hit in hits:
-        for sentence in sentences(hit.text):
-            if len(sentence) in _SENTENCE_CHARS and _STATEMENT.fullmatch(sentence):
-                origin.setdefault(sentence, hit)
-    if not origin:
-        return None
-    found = list(origin)
-    order = await by_nearness(os, question, found)
-    near = [found[index] for index in order[:candidates]]
-    if len(near) == 1:
-        return Quote(near[0], origin[near[0]])
+    near = await nearest_sentences(os, question, hits, count=candidates)
+    if len(near) <= 1:
+        return next((Quote(text, hit) for text, hit in near.items()), None)
     generated = await os.generate(
         prompt("quote").messages(text=" ".join(near), question=question),
         model=model,
@@ -76,7 +83,7 @@ async def quote(
         max_tokens=_QUOTE_TOKENS,
     )
     chosen = generated.text
-    return Quote(chosen, origin[chosen]) if chosen in origin else None
+    return Quote(chosen, near[chosen]) if chosen in near else None
 
 
 def source_of(hit: Hit) -> JsonObject:
@@ -84,7 +91,7 @@ def source_of(hit: Hit) -> JsonObject:
     return {"source": hit.source, "line": hit.position, "text": hit.text}
 
 
-def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.6) -> Cited:
+def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.85) -> Cited:
     """Keep the sentences of a text that their citations bear out.
 
     A citation of a number that is no source is taken out; a sentence is taken out when no citation

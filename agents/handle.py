@@ -32,6 +32,22 @@ def _messages(messages: Messages) -> tuple[Message, ...]:
     return (user(messages),) if isinstance(messages, str) else tuple(messages)
 
 
+def _closed(schema: Any) -> Any:
+    """A JSON Schema whose objects have no fields but those that it names.
+
+    pydantic's are open, and an open object is one that a model may go on filling for ever.
+    """
+    if isinstance(schema, dict):
+        items: Any = schema.items()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        closed: JsonObject = {key: _closed(value) for key, value in items}
+        if closed.get("type") == "object" and "properties" in closed:
+            closed.setdefault("additionalProperties", False)
+        return closed
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]  # pyright: ignore[reportUnknownVariableType]
+    return schema
+
+
 class OS:
     """A process's door to the kernel. Every method raises `SyscallError` when it is refused."""
 
@@ -127,6 +143,7 @@ class OS:
     ) -> M:
         """Generate JSON constrained to a pydantic model's schema and validate it.
 
+        Fields that the shape does not name are not written, whatever it does with them when read.
         Raises: SyscallError("failed") when `max_tokens` ended the JSON before it was whole.
         """
         generated = await self.generate(
@@ -135,7 +152,7 @@ class OS:
             model=model,
             sampling=sampling,
             max_tokens=max_tokens,
-            constraint=JsonSchemaConstraint(json_schema=shape.model_json_schema()),
+            constraint=JsonSchemaConstraint(json_schema=_closed(shape.model_json_schema())),
         )
         try:
             return shape.model_validate_json(generated.text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from llmos.agents.grounding import checked, quote, source_of
+from llmos.agents.grounding import checked, nearest_sentences, quote, source_of
 from llmos.agents.handle import OS
 from llmos.agents.indexing import indexer, require_indexed
 from llmos.agents.prompts import prompt
@@ -23,6 +23,7 @@ MAX_WORKERS = 8
 # Each small question begins with another word: a weak model would write the same one again.
 _OPENINGS = ("What", "How", "Why", "Which", "When", "Where", "Who")
 _WRITER = "writer"
+_PLAN_HITS, _PLAN_SENTENCES = 6, 2
 _PLAN_TOKENS_EACH, _WRITE_TOKENS = 40, 160
 
 
@@ -52,7 +53,7 @@ async def research(
         namespace = indexed["namespace"]
     if namespace is None:
         raise SyscallError("invalid", "folder: give it, or a namespace", field="folder")
-    planned = await plan(os, question, count=workers - 1, model=model)
+    planned = await plan(os, question, namespace=namespace, count=workers - 1, model=model)
     asked = [question, *planned]
     await os.print("plan:", *(f"\n  {one}" for one in asked))
     names = [f"worker-{number}" for number in range(1, len(asked) + 1)]
@@ -89,12 +90,16 @@ async def research(
     }
 
 
-async def plan(os: OS, question: str, *, count: int, model: str | None = None) -> list[str]:
-    """Up to `count` smaller questions; repetitions are left out."""
+async def plan(
+    os: OS, question: str, *, namespace: str, count: int, model: str | None = None
+) -> list[str]:
+    """Up to `count` smaller questions about what the namespace holds; repetitions are left out."""
     if count == 0:
         return []
+    hits = await os.retrieve(question, k=_PLAN_HITS, namespaces=[namespace])
+    known = await nearest_sentences(os, question, hits, count=_PLAN_SENTENCES)
     generated = await os.generate(
-        prompt("plan").messages(question=question),
+        prompt("plan").messages(text=" ".join(known) or "Nothing is known.", question=question),
         model=model,
         constraint=JsonSchemaConstraint(json_schema=_plan_schema(count)),
         max_tokens=_PLAN_TOKENS_EACH * count,
@@ -188,5 +193,6 @@ def _plan_schema(count: int) -> JsonObject:
 def _cited_sentences(sources: int) -> str:
     """One to three sentences that each end in the number of a source."""
     number = "|".join(str(n) for n in range(1, sources + 1))
-    sentence = rf"[A-Z]([^.\[\]\n]|\.[a-z0-9_]){{20,240}} \[({number})\]\."
+    # No dot inside: a small model that may write "2.2" goes on like that.
+    sentence = rf"[A-Z][^.\[\]\n]{{20,180}} \[({number})\]\."
     return rf"{sentence}( {sentence}){{0,2}}"

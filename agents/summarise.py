@@ -19,8 +19,6 @@ from llmos.syscalls.values import JsonObject
 _CHUNK_TOKENS = 300
 _PARALLEL = 8
 _SAMPLING = Sampling(repetition_penalty=1.05, penalty_window_tokens=48)
-# Sentences of a small model resemble each other; the last step must not repeat them.
-_FINAL_SAMPLING = Sampling(repetition_penalty=1.1, penalty_window_tokens=64)
 # Unbounded, or with a comma inside, a "word" without spaces could go on for ever.
 _WORD = r"[^\s,;:]{1,20}[,;:]?"
 _SENTENCE = r"[A-Z]([^.\n]|\.[a-z0-9_]){10,300}\."
@@ -97,7 +95,7 @@ async def _final(os: OS, text: str, words: int, model: str | None) -> str:
     generated = await os.generate(
         prompt("summary").messages(text=text),
         model=model,
-        sampling=_FINAL_SAMPLING,
+        sampling=_SAMPLING,
         constraint=RegexConstraint(pattern=rf"[A-Z]\S{{0,23}}( {_WORD}){{3,{words - 1}}}\."),
         max_tokens=6 * words,
     )

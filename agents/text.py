@@ -16,7 +16,11 @@ _PARAGRAPH = re.compile(r"[^\n]+(?:\n(?!\s*\n)[^\n]+)*")
 _SENTENCE_END = re.compile(r"(?<=[^\d\s][.!?])\s+")
 _BLANK = re.compile(r"\n\s*\n")
 _FENCED = re.compile(r"^\s*(```|~~~).*?(?:^\s*\1|\Z)", re.DOTALL | re.MULTILINE)
-_HEADING_OR_TABLE = re.compile(r"^\s*(?:#|\|).*$", re.MULTILINE)
+# A long paragraph is cut between sentences, and between the rows of a table or list.
+_CUT = re.compile(r"(?<=[^\d\s][.!?])\s+|\n(?=\s*(?:\||[-*+]\s|\d+\.\s))")
+_HEADING = re.compile(r"^\s*#.*$", re.MULTILINE)
+_TABLE_RULE = re.compile(r"^\s*\|[\s|:-]*$", re.MULTILINE)
+_TABLE_ROW = re.compile(r"^\s*\|(.*?)\|?\s*$", re.MULTILINE)
 _LIST_MARK = re.compile(r"^\s*(?:[-*+>]|\d+\.)\s+", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")
 _EMPHASIS = re.compile(r"[`*]+|\b_+|_+\b")
@@ -96,8 +100,8 @@ async def read_lines(os: OS) -> AsyncIterator[str]:
 async def chunked(os: OS, text: str, *, tokens: int, model: str | None = None) -> list[Chunk]:
     """A text in pieces of about `tokens` tokens at most, cut between paragraphs where possible.
 
-    A paragraph that is too long is cut between sentences, and a sentence between words. What lies
-    between two pieces is white space; within a chunk it is kept, and not counted.
+    A paragraph that is too long is cut between sentences or rows, and those between words. White
+    space between pieces is kept inside a chunk, and not counted.
     """
     chunks: list[Chunk] = []
     pending: list[_Piece] = []
@@ -118,22 +122,32 @@ async def chunked(os: OS, text: str, *, tokens: int, model: str | None = None) -
 
 
 def prose(text: str) -> str:
-    """The running text of Markdown: paragraphs on one line each, no code, tables or headings."""
-    text = _FENCED.sub("\n\n", text)
-    text = _LIST_MARK.sub("\n\n", _HEADING_OR_TABLE.sub("\n", text))
+    """The running text of Markdown: paragraphs on one line each, without code and headings.
+
+    A row of a table becomes a sentence, `first cell: the others.`
+    """
+    text = _HEADING.sub("\n", _FENCED.sub("\n\n", text))
+    text = _TABLE_ROW.sub(_row_as_sentence, _TABLE_RULE.sub("\n", text))
+    text = _LIST_MARK.sub("\n\n", text)
     text = _EMPHASIS.sub("", _LINK.sub(r"\1", text))
     paragraphs = (" ".join(part.split()) for part in _BLANK.split(text))
     return "\n\n".join(part for part in paragraphs if part)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of Markdown's running text, in order."""
+    """The sentences of Markdown's running text (see `prose`), in order."""
     return [
         sentence
         for paragraph in prose(text).split("\n\n")
         for sentence in _SENTENCE_END.split(paragraph)
         if sentence
     ]
+
+
+def _row_as_sentence(row: re.Match[str]) -> str:
+    first, *others = (cell.strip() for cell in row[1].split("|"))
+    sentence = f"{first}: {'; '.join(other for other in others if other)}" if others else first
+    return f"\n\n{sentence.rstrip('.:')}.\n\n"
 
 
 async def _pieces(os: OS, text: str, limit: int, model: str | None) -> AsyncIterator[_Piece]:
@@ -168,7 +182,7 @@ async def _halved(
 
 
 def _sentence_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    for gap in _SENTENCE_END.finditer(text, start, end):
+    for gap in _CUT.finditer(text, start, end):
         yield start, gap.start()
         start = gap.end()
     if start < end:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmos.agents.demo import QUESTION
+from llmos.agents.demo import QUESTION, TOPIC
 from llmos.syscalls.errors import SyscallError
 
 LAMP = "The kernel of the lighthouse shares its lamp between ships."
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def script(said: str) -> str:
-    if said.startswith("Question:"):
+    if said.startswith("Text: "):
         return json.dumps({"questions": ["What is the lamp of the ships?"]}, separators=(",", ":"))
     if said.startswith("Facts:"):
         return "The kernel shares its lamp between ships [1]."
@@ -56,6 +56,22 @@ def test_the_job_gives_an_answer_with_sources(
             assert {"indexer", "research-worker", "debater", "demo-reporter", "react"} <= set(ran)
 
     asyncio.run(main())
+
+
+def test_no_fewer_than_eight_agents_work_at_once(
+    boot_agents: Callable[..., Any], folder: Path
+) -> None:
+    async def main() -> int:
+        async with boot_agents(script) as kernel:
+            await kernel.os.subscribe(TOPIC)
+            pid = await kernel.os.spawn("demo", str(folder))
+            while "agents started" not in str((await kernel.os.receive(topic=TOPIC)).body):
+                pass
+            alive = [p for p in await kernel.os.ps() if p.state not in ("zombie", "dead")]
+            await kernel.os.result(pid)
+            return len(alive) - 1  # init is none
+
+    assert asyncio.run(main()) >= 8
 
 
 def test_a_folder_without_text_is_refused(run_program: Callable[..., Any], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def script(draft: str, plan: list[str] = PLAN) -> Callable[[str], str]:
     def reply(said: str) -> str:
-        if said.startswith("Question:"):
+        if said.startswith("Text: "):
             return json.dumps({"questions": plan}, separators=(",", ":"))
         if said.startswith("Facts:"):
             return draft

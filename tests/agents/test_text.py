@@ -34,6 +34,7 @@ def test_sentences_are_those_of_the_running_text() -> None:
     assert sentences(MARKDOWN) == [
         "The first line goes on here.",
         "See the notes, version 3.5 of notes.txt.",
+        "a: table.",
         "An item one.",
         "An item two!",
         "2. still here.",
@@ -45,7 +46,7 @@ def test_prose_keeps_paragraphs_apart() -> None:
 
 
 def test_text_without_any_prose_has_no_sentences() -> None:
-    assert sentences("```\ncode\n```\n| a | b |\n") == []
+    assert sentences("# Title\n```\ncode\n```\n|---|\n") == []
 
 
 def test_bytes_that_are_not_utf8_are_shown_and_told() -> None:
