@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from llmos.drivers.contract import Allocation, DeviceError, LanguageModel
+from llmos.drivers.contract import Allocation, DeviceError
 from llmos.kernel.clock import Clock
 from llmos.kernel.embedder import Embedder
 from llmos.kernel.engine import Engine
@@ -32,7 +32,6 @@ class Devices:
         self._tracer = tracer
         self._engines: dict[str, Engine] = {}
         self._opening: dict[str, asyncio.Lock] = {}
-        self._attached: dict[str, set[str]] = {}
         self._embedder: Embedder | None = None
         self._held_pids: set[int] = set()
 
@@ -61,6 +60,9 @@ class Devices:
         lock = self._opening.setdefault(setting.name, asyncio.Lock())
         async with lock:
             engine = self._engines.get(setting.name)
+            if engine is not None and engine.state == "opening":
+                # It reopens after a failure, or who had it opened was killed meanwhile.
+                await engine.opened()
             if engine is None or engine.state != "ready":
                 engine = await self._open(setting)
         return engine
@@ -89,11 +91,7 @@ class Devices:
             raise SyscallError(
                 "not_available", f"driver {engine.model.driver} cannot attach adapters"
             )
-        attached = self._attached.setdefault(setting.name, set())
-        if name not in attached:
-            path = Path(version.path)
-            await self._attach(engine, name, path)
-            attached.add(name)
+        await self._attach(engine, name, Path(version.path))
         return name
 
     async def embedder(self) -> Embedder:
@@ -178,9 +176,10 @@ class Devices:
         )
         broken = self._engines.get(setting.name)
         self._engines[setting.name] = engine
+        for pid in self._held_pids:
+            engine.hold(pid, is_held=True)
         if broken is not None:
             await broken.stop()
-        self._attached.pop(setting.name, None)
         started = self._clock.now()
         try:
             await engine.start()
@@ -198,16 +197,11 @@ class Devices:
             pid=0,
             track=setting.name,
         )
-        for pid in self._held_pids:
-            engine.hold(pid, is_held=True)
         return engine
 
     async def _attach(self, engine: Engine, name: str, path: Path) -> None:
-        def attach(driver: LanguageModel) -> None:
-            driver.attach(name, path)
-
         try:
-            await engine.on_device(attach)
+            await engine.attach(name, path)
         except DeviceError as problem:
             raise SyscallError(
                 "device",

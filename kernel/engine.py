@@ -10,6 +10,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from llmos.drivers.contract import Allocation, DeviceError, LanguageModel, ModelInfo
@@ -19,7 +21,7 @@ from llmos.kernel.policies import Policy
 from llmos.kernel.stepper import Report, State, Stepper
 from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
-from llmos.syscalls.errors import KernelPanic, SyscallError
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo
 
 T = TypeVar("T")
@@ -48,6 +50,7 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
+        self._is_over = False  # the thread takes nothing from the inbox any more
         self._queued = 0  # generations submitted and not delivered
 
     @property
@@ -76,6 +79,16 @@ class Engine:
         self._thread.start()
         await opened
 
+    async def opened(self) -> None:
+        """Wait while the device is opening, also when whoever started it has gone."""
+        with suppress(SyscallError):
+            await self.on_device(lambda driver: None)
+
+    async def attach(self, name: str, path: Path) -> None:
+        """Attach an adapter, unless it is. Raises: DeviceError or SyscallError."""
+        if name not in self._stepper.adapters:
+            await self.on_device(lambda driver: self._stepper.attach(name, path))
+
     async def stop(self) -> None:
         """End every generation and close the device."""
         with self._wake:
@@ -86,7 +99,7 @@ class Engine:
 
     def submit(self, generation: Generation) -> None:
         """Queue a generation. Raises: SyscallError("busy") when the queue is full."""
-        if self.state != "ready":
+        if self.state != "ready" or self._is_over:
             raise self._not_ready()
         if self._queued >= self._max_queued:
             raise SyscallError(
@@ -97,7 +110,9 @@ class Engine:
                 limit=self._max_queued,
             )
         self._queued += 1
-        self._post(lambda: self._stepper.enter(generation))
+        if not self._post(lambda: self._stepper.enter(generation)):
+            self._queued -= 1
+            raise self._not_ready()
 
     def cancel(self, generation: Generation) -> None:
         """Free a generation's sequence before the next step; it ends without a finish reason."""
@@ -112,19 +127,27 @@ class Engine:
         self._post(lambda: self._stepper.renice(pid, nice))
 
     async def on_device(self, work: Callable[[LanguageModel], T]) -> T:
-        """Run something on the engine thread between two steps."""
+        """Run something on the engine thread between two steps.
+
+        Raises: DeviceError, or SyscallError("device") when the device is not open.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
         def run() -> None:
             try:
+                if self.state != "ready":
+                    raise self._not_ready()
                 result = contained(lambda: work(self.driver), is_fatal=False)
-            except (DeviceError, SyscallError) as problem:
+            except Exception as problem:
                 loop.call_soon_threadsafe(settle, future, None, problem)
+                if not isinstance(problem, (DeviceError, SyscallError)):
+                    raise
             else:
                 loop.call_soon_threadsafe(settle, future, result, None)
 
-        self._post(run)
+        if not self._post(run):
+            raise self._not_ready()
         return await future
 
     def info(self) -> DeviceInfo:
@@ -174,10 +197,14 @@ class Engine:
                 args={"prefill": report.prefill_tokens, "decode": report.decode_tokens},
             )
 
-    def _post(self, work: Callable[[], None]) -> None:
+    def _post(self, work: Callable[[], None]) -> bool:
+        """Have the thread run something; False when the thread is at its end."""
         with self._wake:
+            if self._is_over:
+                return False
             self._inbox.append(work)
             self._wake.notify()
+            return True
 
     def _not_ready(self) -> SyscallError:
         return SyscallError(
@@ -191,8 +218,9 @@ class Engine:
     def _run(self, opened: asyncio.Future[None]) -> None:
         try:
             self._stepper.open()
-        except (DeviceError, SyscallError) as problem:
+        except Exception as problem:  # noqa: BLE001 - passed on to who opens
             self._tell(settle, opened, None, problem)
+            self._finish()
             return
         self._tell(settle, opened, None, None)
         try:
@@ -200,12 +228,20 @@ class Engine:
                 self._stepper.iterate()
                 self._publish()
             self._stepper.close()
-        except KernelPanic as panic:
+        except Exception as panic:  # noqa: BLE001 - a dead thread would leave everybody waiting
             self._stepper.panic(panic)
             context = {"message": f"engine {self.name} panicked", "exception": panic}
             assert self._loop is not None
             self._tell(self._loop.call_exception_handler, context)
+        self._finish()
         self._publish()
+
+    def _finish(self) -> None:
+        """Take no more, and answer what is in the inbox: the device is closed or down."""
+        with self._wake:
+            self._is_over = True
+        while self._inbox:
+            self._inbox.popleft()()
 
     def _take_inbox(self) -> bool:
         """Run what was posted; waits while there is nothing to do. False: the engine closes."""
@@ -213,11 +249,10 @@ class Engine:
             with self._wake:
                 while not self._inbox and not self._is_closing and not self._stepper.has_work:
                     self._wake.wait()
-                posted = list(self._inbox)
-                self._inbox.clear()
                 is_closing = self._is_closing
-            for work in posted:
-                work()
+            while self._inbox:
+                # Taken one by one: if this one panics, the others are still there to be answered.
+                self._inbox.popleft()()
             if is_closing:
                 return False
             if self._stepper.has_work:

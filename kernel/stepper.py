@@ -10,8 +10,11 @@ only as something that collects reports.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llmos.drivers.contract import (
@@ -29,6 +32,8 @@ from llmos.kernel.threads import contained
 from llmos.memory.kv import Grant, KVSpace
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
+
+log = logging.getLogger("llmos.kernel")
 
 # Prompt tokens fed beside running decodes: bounds how long one step can hold up the others.
 MIXED_PREFILL_TOKENS = 128
@@ -71,7 +76,8 @@ class Report:
 class Stepper:
     """The engine thread's side of a device. `open` first; then everything on that one thread.
 
-    `driver`, `state`, `reason` and `gauges` are replaced whole and may be read from any thread.
+    `driver`, `adapters`, `state`, `reason` and `gauges` are replaced whole and may be read from any
+    thread.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Stepper:
         self.reason: str | None = None
         self.gauges = Gauges()
         self.driver: LanguageModel | None = None
+        self.adapters: frozenset[str] = frozenset()  # attached to this driver
         self._open_driver = open_driver
         self._policy = policy
         self._clock = clock
@@ -95,6 +102,8 @@ class Stepper:
         self._held_pids: set[int] = set()
         self._last_adapter: str | None = None
         self._report = Report()
+        # the device failed while something ended; it is reopened before anything else runs
+        self._fault: DeviceError | None = None
 
     @property
     def has_work(self) -> bool:
@@ -106,10 +115,11 @@ class Stepper:
         self.state = "opening"
         try:
             self.driver = contained(self._open_driver, is_fatal=True)
-        except (DeviceError, SyscallError) as problem:
+        except Exception as problem:
             self.state, self.reason = "down", str(problem)
             raise
         info = self.driver.info
+        self.adapters = frozenset()
         self._kv = KVSpace(sequences=info.sequences, context_tokens=info.context_tokens)
         self.state, self.reason = "ready", None
 
@@ -118,7 +128,7 @@ class Stepper:
         self._fail_all(self._unusable("was closed"))
         if self.state == "ready":
             self.state = "closed"
-            self._device.close()
+            self._close_driver()
 
     def panic(self, problem: Exception) -> None:
         """An invariant is broken: nothing here can be trusted, so everybody is told."""
@@ -126,6 +136,7 @@ class Stepper:
         for generation in self._generations:
             generation.sequence = None
         self._fail_all(self._unusable(self.reason))
+        self._close_driver()
 
     # --- what the event loop asks for -----------------------------------------------------------
 
@@ -158,9 +169,19 @@ class Stepper:
             if generation.entry.pid == pid:
                 generation.entry.nice = nice
 
+    def attach(self, name: str, path: Path) -> None:
+        """Attach an adapter, unless it is. Raises: DeviceError."""
+        if name not in self.adapters:
+            self._device.attach(name, path)
+            self.adapters |= {name}
+
     def iterate(self) -> None:
         """Run one iteration, if anybody can make progress."""
-        self._admit()
+        if self._fault is None:
+            self._admit()
+        if self._fault is not None:
+            self._after_failure([], self._fault)
+            return
         feeds, batch = self._plan()
         if not feeds:
             return
@@ -275,8 +296,11 @@ class Stepper:
         """Take a generation's sequence; its KV moves to host memory where the driver can."""
         assert generation.sequence is not None
         if generation.fed and self._device.info.abilities.can_save:
-            generation.saved = self._device.save(generation.sequence)
-            generation.saved_tokens = generation.fed
+            sequence = generation.sequence
+            # What cannot be saved is computed again.
+            with suppress(DeviceError):
+                generation.saved = contained(lambda: self._device.save(sequence), is_fatal=False)
+                generation.saved_tokens = generation.fed
         self._free(generation, keep=False)
         generation.entry.queued_s = self._clock.now()
 
@@ -381,9 +405,6 @@ class Stepper:
     def _text_of(self, token: int) -> str:
         return self._device.detokenize([token]).decode("utf-8", errors="replace")
 
-    def _token_text(self, token: int) -> str:
-        return self._device.detokenize([token]).decode("utf-8", errors="replace")
-
     def _count_step(self, report: Report) -> None:
         gauges = self.gauges
         seconds = report.ended_s - (report.started_s or report.ended_s)
@@ -442,9 +463,13 @@ class Stepper:
         if generation.sequence is None:
             return
         sequence, generation.sequence = generation.sequence, None
-        if not self._require_kv().release(sequence, keep=keep):
-            self._device.trim(sequence, 0)
         generation.fed = 0
+        if not self._require_kv().release(sequence, keep=keep):
+            try:
+                contained(lambda: self._device.trim(sequence, 0), is_fatal=True)
+            except DeviceError as problem:
+                problem.is_fatal = True  # the KV and our account of it disagree
+                self._fault = problem
 
     def _after_failure(self, batch: Sequence[Generation], problem: DeviceError) -> None:
         """Fail the calls that a failure hit; after a fatal one, all, and reopen the device."""
@@ -454,17 +479,24 @@ class Stepper:
             for generation in batch:
                 self._fail(generation, _device_failure(self.name, problem))
             return
+        self._fault = None
         for generation in list(self._generations):
             if generation.sequence is None and generation.saved is None:
                 continue  # has nothing on the device: it can still run after a reopen
             generation.sequence = None
             generation.saved = None
             self._fail(generation, _device_failure(self.name, problem))
-        self._device.close()
+        self._close_driver()
         try:
             self.open()
         except (DeviceError, SyscallError) as reopening:
             self._fail_all(self._unusable(f"is down: {reopening}"))
+
+    def _close_driver(self) -> None:
+        try:
+            self._device.close()
+        except Exception:
+            log.warning("device %s did not close well", self.name, exc_info=True)
 
     def _fail_all(self, error: SyscallError) -> None:
         for generation in list(self._generations):

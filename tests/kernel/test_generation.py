@@ -18,7 +18,7 @@ from llmos.kernel.settings import ModelSetting
 from llmos.syscalls.content import system, user
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint, Sampling
-from llmos.syscalls.results import Delta, Generated
+from llmos.syscalls.results import Delta, Generated, ModelVersion
 from llmos.syscalls.rights import Quota
 
 STORY = "Once upon a time a kernel scheduled many agents, and none of them was ever lost. The end."
@@ -484,5 +484,131 @@ def test_a_fault_of_one_sequence_spares_the_rest_of_its_batch(boot_kernel: Any) 
             bench.free()
             statuses = [(await kernel.os.wait(pid)).status for pid in pids]
             assert sorted(statuses) == ["error", "ok", "ok"]
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_is_attached_once_and_again_after_a_reopen(
+    boot_kernel: Any, tmp_path: Path
+) -> None:
+    bench = Bench()
+    version = ModelVersion(name="tuned", kind="adapter", base="scripted", path=str(tmp_path))
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            kernel.registry().add(version)
+
+            async def tuned(os: OS) -> str:
+                return (await os.generate("story", adapter="tuned", max_tokens=500)).text
+
+            pids = [await kernel.os.spawn(tuned) for _ in range(3)]
+            assert await kernel.os.results(pids) == [f"tuned: {STORY}"] * 3
+            bench.opened[0].fail_next_step(DeviceError("state lost", is_fatal=True))
+            with pytest.raises(SyscallError, match="state lost"):
+                await tuned(kernel.os)
+            assert await tuned(kernel.os) == f"tuned: {STORY}"
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_on_the_engine_thread_fails_every_call_and_hangs_none(
+    boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+
+    def broken(tokens: Sequence[int]) -> bytes:
+        raise LookupError("no such token")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            reported: list[Any] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
+            await kernel.os.generate("story", max_tokens=1)
+            engine = await kernel.devices.engine(None)
+            monkeypatch.setattr(bench.opened[0], "detokenize", broken)
+            pids = [await kernel.os.spawn(write) for _ in range(3)]
+            endings = [await kernel.os.wait(pid) for pid in pids]
+            assert {ending.error.code for ending in endings} == {"device"}
+            assert "panicked" in reported[0]["message"]
+            with pytest.raises(SyscallError, match="no such token"):
+                await engine.on_device(lambda driver: None)
+            with pytest.raises(DeviceError, match="closed"):
+                bench.opened[0].trim(0, 0)
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+
+    asyncio.run(scenario())
+
+
+def test_a_device_that_cannot_free_a_sequence_is_reopened(
+    boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.is_gated = True
+
+    def broken(sequence: int, tokens: int) -> None:
+        raise DeviceError("it cannot be dropped")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            pid = await kernel.os.spawn(write)
+            await bench.step(3)
+            monkeypatch.setattr(bench.opened[0], "trim", broken)
+            await kernel.os.signal(pid, "KILL")
+            bench.free()
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+            assert len(bench.opened) == 2
+            assert kernel.init.account.held["kv_bytes"] == 0
+
+    asyncio.run(scenario())
+
+
+def test_who_calls_while_a_device_reopens_waits_and_those_queued_live_on(boot_kernel: Any) -> None:
+    bench = Bench(sequences=1)
+    bench.is_gated = True
+    reopening, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        reopening.set()
+        go_on.wait()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            hit = await kernel.os.spawn(write)
+            await bench.step(3)
+            queued = await kernel.os.spawn(write)
+            await asyncio.sleep(0)
+            bench.on_open = slowly
+            bench.opened[0].fail_next_step(DeviceError("state lost", is_fatal=True))
+            bench.free()
+            await asyncio.to_thread(reopening.wait)
+            late = await kernel.os.spawn(write)
+            await asyncio.sleep(0)
+            go_on.set()
+            assert (await kernel.os.wait(hit)).error.code == "device"
+            assert await kernel.os.results([queued, late]) == [STORY, STORY]
+            assert len(bench.opened) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_device_outlives_who_had_it_opened(boot_kernel: Any) -> None:
+    bench = Bench()
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        opening.set()
+        go_on.wait()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            bench.on_open = slowly
+            opener = await kernel.os.spawn(write)
+            await asyncio.to_thread(opening.wait)
+            await kernel.os.signal(opener, "KILL")
+            other = await kernel.os.spawn(write)
+            await asyncio.sleep(0)
+            go_on.set()
+            assert await kernel.os.result(other) == STORY
+            assert len(bench.opened) == 1
 
     asyncio.run(scenario())
