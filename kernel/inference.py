@@ -27,7 +27,7 @@ from llmos.kernel.trace import Tracer
 from llmos.memory.context import Context
 from llmos.syscalls import calls
 from llmos.syscalls.content import Message, TextPart
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.errors import Killed, SyscallError
 from llmos.syscalls.results import (
     Delta,
     Embedded,
@@ -152,6 +152,8 @@ class Inference:
                 process.state, process.waiting_on = earlier
         if outcome.error is not None:
             raise outcome.error
+        if outcome.finish is None:  # cancelled, because the process has ended
+            raise Killed("KILL")
         generated = self._result(call, ticket, outcome)
         if context is not None:
             await self._contexts.extend(process, context, [generated.message])
@@ -165,6 +167,7 @@ class Inference:
         context: Context | None,
         pieces: asyncio.Queue[str] | None,
     ) -> _Ticket:
+        text_stream = _text_stream(call.stop)
         specs = [*self._toolbox.specs(process, call.tools), *call.tool_specs]
         adapter = await self._devices.adapter(call.model, call.adapter, engine)
         if call.prompt is not None:
@@ -177,6 +180,8 @@ class Inference:
             prompt = await _off_loop(
                 size, lambda: engine.driver.render(messages, tools=specs, prefix=call.prefix)
             )
+        if not prompt:
+            raise SyscallError("invalid", "prompt: the model reads no token in it", field="prompt")
         max_tokens, limit = _room(call, engine, len(prompt))
         account = process.account
         account.charge("tokens_in", len(prompt))
@@ -217,7 +222,7 @@ class Inference:
             ),
             pieces=pieces,
             done=asyncio.get_running_loop().create_future(),
-            text=_text_stream(call.stop),
+            text=text_stream,
         )
         ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes)
         self._under_way.setdefault(process.pid, set()).add(ticket)
@@ -225,6 +230,8 @@ class Inference:
         try:
             engine.submit(generation)
         except SyscallError:
+            account.refund("tokens_in", len(prompt))
+            account.tokens_in -= len(prompt)
             generation.done.set_result(
                 generation.outcome(now_s=now, kv_bytes_per_token=0, finish=None)
             )

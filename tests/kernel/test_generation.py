@@ -15,6 +15,7 @@ from llmos.drivers.contract import Abilities, DeviceError, Feed, ModelSpec, Sequ
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
+from llmos.syscalls.calls import Generate
 from llmos.syscalls.content import system, user
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint, Sampling
@@ -119,16 +120,30 @@ def test_a_stream_yields_the_text_in_pieces_and_then_the_result(boot_kernel: Any
 
 def test_a_closed_stream_frees_its_sequence(boot_kernel: Any) -> None:
     bench = Bench()
+    bench.is_gated = True
 
     async def scenario() -> None:
         async with boot_kernel(models=bench.models) as kernel:
             stream = kernel.os.stream("story", max_tokens=500)
-            assert isinstance(await anext(stream), Delta)
+            first = asyncio.ensure_future(anext(stream))
+            await bench.step(3)
+            assert isinstance(await first, Delta)
             await stream.aclose()
+            bench.free()
             await quiet(kernel)
             info = kernel.devices.infos()[0]
             assert (info.running, info.kv_tokens_used) == (0, 0)
             assert kernel.init.account.kv_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_plain_text_is_counted_without_any_model(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            tokens = await kernel.os.tokenize("Count these four<|endoftext|>", model="tiktoken")
+            assert (tokens.count, tokens.is_exact) == (len(tokens.ids), False)
+            assert 4 < tokens.count < 20
 
     asyncio.run(scenario())
 
@@ -610,5 +625,37 @@ def test_a_device_outlives_who_had_it_opened(boot_kernel: Any) -> None:
             go_on.set()
             assert await kernel.os.result(other) == STORY
             assert len(bench.opened) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("options", [{"stop": [""]}, {"max_tokens": 9_999}])
+def test_a_call_that_is_refused_costs_nothing(boot_kernel: Any, options: Any) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models, max_queued=0) as kernel:
+            with pytest.raises(SyscallError):
+                await kernel.os.generate("story", **options)
+            await asyncio.sleep(0)
+            account = kernel.init.account
+            assert set(account.held.values()) <= {0}
+            assert (account.tokens_in, account.kv_bytes) == (0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_without_any_token_is_refused(
+    boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            await kernel.os.generate("story", max_tokens=1)
+            monkeypatch.setattr(bench.opened[0], "tokenize", lambda text, **options: [])
+            with pytest.raises(SyscallError, match="no token"):
+                await kernel.os.call(Generate(prompt="\u200b"))
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
 
     asyncio.run(scenario())
