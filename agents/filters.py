@@ -63,6 +63,10 @@ async def wc(os: OS) -> dict[str, int]:
     return counts
 
 
-async def sleep(os: OS, seconds: float) -> None:
+async def sleep(os: OS, seconds: JsonValue) -> None:
     """Do nothing for some time on the kernel's clock."""
+    if not isinstance(seconds, int | float) or seconds < 0:
+        raise SyscallError(
+            "invalid", f"seconds: {seconds!r} is not a number from 0 up", field="seconds"
+        )
     await os.sleep(seconds)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from llmos.syscalls.errors import ConfigError
+from llmos.exits import UsageError
 from llmos.syscalls.trap import ProgramFunction
 from llmos.syscalls.values import JsonObject, JsonValue
 
@@ -57,7 +57,7 @@ def parse_value(word: str) -> JsonValue:
 def load_program(name: str) -> str | ProgramFunction:
     """A program as `spawn` takes it: `agent.py` and `agent.py:function` become the function.
 
-    Without a function's name it is `main`. Raises: ConfigError when the file or function is not
+    Without a function's name it is `main`. Raises: UsageError when the file or function is not
     there, or the file cannot be executed.
     """
     file_name, _, function_name = name.partition(":")
@@ -65,17 +65,45 @@ def load_program(name: str) -> str | ProgramFunction:
         return name
     path = Path(file_name).expanduser().absolute()
     if not path.is_file():
-        raise ConfigError(name, "there is no such file")
+        raise UsageError(f"{name}: there is no such file")
     wanted = function_name or "main"
     function = getattr(_execute(path), wanted, None)
     if not inspect.iscoroutinefunction(function):
-        raise ConfigError(
-            name, f"the file has no async function {wanted!r}; name one as FILE.py:FUNCTION"
+        raise UsageError(
+            f"{name}: the file has no async function {wanted!r}; name one as FILE.py:FUNCTION"
         )
     return function
 
 
+def usage(name: str, function: ProgramFunction) -> str:
+    """How a program is called: `rag FOLDER QUESTION [model=...]`."""
+    _, *parameters = inspect.signature(function).parameters.values()  # the first is its handle
+    return " ".join([name, *(_shown(parameter) for parameter in parameters)])
+
+
+def check_arguments(name: str, function: ProgramFunction, arguments: Arguments) -> None:
+    """Raises: UsageError when a program cannot be called with these arguments."""
+    try:
+        inspect.signature(function).bind(None, *arguments.args, **arguments.kwargs)
+    except TypeError as problem:
+        raise UsageError(f"{name}: {problem}; usage: {usage(name, function)}") from problem
+
+
 # --- internals ------------------------------------------------------------------------------------
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    word = parameter.name.upper()
+    match parameter.kind:
+        case inspect.Parameter.VAR_POSITIONAL:
+            return f"[{word}...]"
+        case inspect.Parameter.VAR_KEYWORD:
+            return "[KEY=VALUE...]"
+        case inspect.Parameter.KEYWORD_ONLY:
+            word = f"{parameter.name}=..."
+        case _:
+            pass
+    return word if parameter.default is inspect.Parameter.empty else f"[{word}]"
 
 
 def _not_json(word: str) -> JsonValue:
@@ -108,7 +136,7 @@ def _execute(path: Path) -> ModuleType:
     name = known[1].__name__ if known is not None else free
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(str(path), "this is not a Python file")
+        raise UsageError(f"{path}: this is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
@@ -117,8 +145,8 @@ def _execute(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as problem:
         del sys.modules[name]
-        raise ConfigError(
-            str(path), f"the file does not run: {type(problem).__name__}: {problem}"
+        raise UsageError(
+            f"{path}: the file does not run: {type(problem).__name__}: {problem}"
         ) from problem
     _executed[path] = (changed_ns, module)
     return module

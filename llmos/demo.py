@@ -54,7 +54,7 @@ def run_demo(
     as_json: bool = False,
     terminal: Terminal | None = None,
 ) -> int:
-    """Run the demo; returns the exit status. Raises: ConfigError for a folder that is not there."""
+    """Run the demo; returns the exit status. Raises: UsageError for a folder that is not there."""
     log_to_file(config.home)
     terminal = terminal or Terminal(input_fd=None)
     out = output_folder(out, config.home)

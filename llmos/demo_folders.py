@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import llmos
-from llmos.syscalls.errors import ConfigError
+from llmos.exits import UsageError
 
 
 def own_docs(staging: Path) -> Path:
@@ -33,10 +33,10 @@ def own_docs(staging: Path) -> Path:
 
 
 def given_folder(folder: Path) -> Path:
-    """A folder that a person named, as a path. Raises: ConfigError when there is none."""
+    """A folder that a person named, as a path. Raises: UsageError when there is none."""
     path = folder.expanduser().resolve()
     if not path.is_dir():
-        raise ConfigError("FOLDER", f"{folder} is not a folder")
+        raise UsageError(f"FOLDER: {folder} is not a folder")
     return path
 
 
@@ -49,4 +49,4 @@ def output_folder(out: Path, home: Path) -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise ConfigError("--out", f"neither {out} nor {home / 'demo'} can be written")
+    raise UsageError(f"--out: neither {out} nor {home / 'demo'} can be written")

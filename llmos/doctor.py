@@ -143,11 +143,11 @@ def _configuration(file: Path | None) -> Finding:
 def _folders(config: Config) -> Iterator[Finding]:
     for what, folder in (("home", config.home), ("cache", config.cache)):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(existing, os.W_OK):
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
             yield Finding(
                 what,
                 "problem",
-                f"{folder} cannot be written",
+                f"{folder} is no folder that can be written",
                 f"mend its permissions, or set LLMOS_{what.upper()} to another folder",
                 exits.CONFIG,
             )

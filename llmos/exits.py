@@ -12,6 +12,11 @@ UNAVAILABLE = 4  # a model or device that is needed cannot be had
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
 
+
+class UsageError(LlmosError):
+    """What was typed cannot be meant; the message says what can."""
+
+
 _UNAVAILABLE_CODES: frozenset[ErrorCode] = frozenset({"device", "not_available", "unknown_model"})
 
 
@@ -19,6 +24,8 @@ def exit_status(problem: LlmosError) -> int:
     """The exit status for an error that ended a command."""
     from llmos.drivers.contract import DeviceError
 
+    if isinstance(problem, UsageError):
+        return USAGE
     if isinstance(problem, ConfigError):
         return CONFIG
     if isinstance(problem, DeviceError):

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
-from llmos.arguments import load_program, parse_arguments
+from llmos.arguments import check_arguments, load_program, parse_arguments
+from llmos.exits import UsageError
 from llmos.syscalls.calls import SignalName
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Exited
 from llmos.syscalls.rights import Quota
+from llmos.syscalls.trap import ProgramFunction
 from llmos.syscalls.values import JsonValue
 from llmos.terminal import Terminal, signals
 
@@ -108,14 +110,17 @@ class Jobs:
     ) -> Job:
         """Start a pipeline: the programs of `stages`, each one's output feeding the next.
 
-        Raises: SyscallError when a stage cannot start; those before it are then killed.
+        Raises: UsageError for a program or arguments that do not exist, SyscallError when a stage
+        cannot start; those before it are then killed.
         """
         pids: list[int] = []
         try:
             for name, *words in stages:
                 arguments = parse_arguments(words)
+                program = load_program(name)
+                check_arguments(name, self._function(program), arguments)
                 pid = await self._os.spawn(
-                    load_program(name),
+                    program,
                     *arguments.args,
                     quota=quota,
                     nice=nice,
@@ -191,6 +196,14 @@ class Jobs:
         await asyncio.gather(*(job.following for job in self if job.following is not None))
 
     # --- internals --------------------------------------------------------------------------------
+
+    def _function(self, program: str | ProgramFunction) -> ProgramFunction:
+        if not isinstance(program, str):
+            return program
+        try:
+            return self._kernel.programs.find(program)
+        except SyscallError as problem:
+            raise UsageError(problem.message) from problem
 
     async def _follow(self, job: Job) -> None:
         # The output is opened before the wait that reaps the process and forgets its console.

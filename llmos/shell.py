@@ -20,10 +20,11 @@ from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.output import Output
 from rich.text import Text
 
+from llmos.exits import UsageError
 from llmos.jobs import FAILED, OK, Jobs, show_outcome
-from llmos.shell_commands import ShellCommands, UsageError, describe
+from llmos.shell_commands import ShellCommands, describe
 from llmos.shell_parser import Pipeline, ShellSyntaxError, parse, split_words
-from llmos.syscalls.errors import ConfigError, SyscallError
+from llmos.syscalls.errors import SyscallError
 from llmos.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Shell:
         except (ShellSyntaxError, UsageError) as problem:
             self.status = USAGE
             self._complain(str(problem))
-        except (SyscallError, ConfigError) as problem:
+        except SyscallError as problem:
             self.status = FAILED
             self._complain(str(problem))
 
@@ -179,7 +180,8 @@ class ShellCompleter(Completer):
             case "jobs":
                 return [(str(job.number), job.text) for job in self._shell.jobs.alive]
             case "commands":
-                return [(name, command.about) for name, command in commands.items()]
+                programs = [(name, "program") for name in self._kernel.programs.names()]
+                return [*((name, command.about) for name, command in commands.items()), *programs]
             case _:
                 return []
 

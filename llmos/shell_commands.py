@@ -6,12 +6,15 @@ A command prints to the shell's terminal and returns an exit status. What a pers
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from rich.text import Text
 
 from llmos import live, tables
+from llmos.arguments import usage
+from llmos.exits import UsageError
 from llmos.jobs import OK, Job, Jobs, show_outcome
 from llmos.syscalls.calls import SignalName
 from llmos.syscalls.errors import SyscallError
@@ -27,10 +30,6 @@ _SIGNALS: Mapping[str, SignalName] = {name: name for name in get_args(SignalName
 _SIGNAL_NUMBERS: Mapping[str, SignalName] = {"9": "KILL", "15": "TERM", "18": "CONT", "19": "STOP"}
 
 Operands = Literal["programs", "pids", "jobs", "files", "commands", "none"]
-
-
-class UsageError(Exception):
-    """A command was given the wrong words; the message says what it wants."""
 
 
 class Command(NamedTuple):
@@ -71,7 +70,9 @@ class ShellCommands:
             "trace": Command(
                 f"trace [FILE={TRACE_FILE}]", "write what happened", "files", self._trace
             ),
-            "help": Command("help [COMMAND]", "this list, or one command", "commands", self._help),
+            "help": Command(
+                "help [COMMAND|PROGRAM]", "this list, or one of it", "commands", self._help
+            ),
         }
 
     async def run(self, name: str, words: Sequence[str]) -> int:
@@ -218,8 +219,9 @@ class ShellCommands:
         if words:
             command = self.table.get(words[0])
             if command is None:
-                raise UsageError(f"{words[0]!r} is not a command; `help` lists them")
-            self._print(f"{command.usage}: {command.about}")
+                self._print(self._program(words[0]))
+            else:
+                self._print(f"{command.usage}: {command.about}")
             return OK
         rows = [
             ("PROGRAM ARG... KEY=VALUE...", "run a program (run PROGRAM: the same)"),
@@ -231,6 +233,14 @@ class ShellCommands:
         self._print(tables.text_table(("command", "what it does"), rows))
         self._print(f"programs: {', '.join(sorted(self._kernel.programs.names()))}")
         return OK
+
+    def _program(self, name: str) -> str:
+        try:
+            function = self._kernel.programs.find(name)
+        except SyscallError:
+            raise UsageError(f"{name!r} is no command or program; `help` lists them") from None
+        about = inspect.getdoc(function)
+        return f"{usage(name, function)}: {about}" if about else usage(name, function)
 
     # --- words ------------------------------------------------------------------------------------
 

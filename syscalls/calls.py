@@ -63,7 +63,11 @@ class Embed(Call[r.Embedded]):
 
 
 class Tokenize(Call[r.Tokens]):
-    """Count a text's tokens, exactly for a local model and by tiktoken for a remote one."""
+    """Count a text's tokens by a model's own tokenizer.
+
+    The model `tiktoken` is none: it counts by a common vocabulary, without opening a model, for
+    budgets that need not be exact.
+    """
 
     op: Literal["tokenize"] = "tokenize"
     text: str

@@ -41,6 +41,13 @@ def test_wc_counts(run_program: Run) -> None:
     assert output == "2 3 14\n"
 
 
+@pytest.mark.parametrize("seconds", ["soon", -1, None])
+def test_sleep_names_what_is_no_time(run_program: Run, seconds: object) -> None:
+    with pytest.raises(SyscallError, match=r"seconds: .* is not a number") as caught:
+        run_program("sleep", seconds)
+    assert caught.value.code == "invalid"
+
+
 def test_programs_join_by_pipes(boot_agents: Callable[..., Any]) -> None:
     async def main() -> tuple[Any, bytes]:
         async with boot_agents() as kernel:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmos.arguments import load_program, parse_arguments
-from llmos.syscalls.errors import ConfigError
+from llmos.arguments import load_program, parse_arguments, usage
+from llmos.exits import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -111,5 +111,11 @@ def test_a_file_named_like_a_library_leaves_the_library_alone() -> None:
 def test_a_file_that_holds_no_program_is_named(name: str, says: str) -> None:
     Path("raises.py").write_text("raise RuntimeError('on purpose')\n")
     Path("plain.py").write_text("def main(os): return 1\n")
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(UsageError, match=says):
         load_program(name)
+
+
+def test_the_usage_of_a_program_shows_its_parameters() -> None:
+    async def seek(os: object, folder: str, *words: str, k: int, model: str = "m") -> None: ...
+
+    assert usage("seek", seek) == "seek FOLDER [WORDS...] k=... [model=...]"

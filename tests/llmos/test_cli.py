@@ -171,10 +171,12 @@ def test_a_failure_as_json_is_status_1_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (("run", "nobody"), 1, "there is no program 'nobody'"),
-        (("run", "nobody.py"), 3, "there is no such file"),
-        (("run", "agents.py:nobody"), 3, "no async function 'nobody'"),
-        (("run", "agents.py:not_async"), 3, "no async function 'not_async'"),
+        (("run", "nobody"), 2, "there is no program 'nobody'"),
+        (("run", "nobody.py"), 2, "there is no such file"),
+        (("run", "agents.py:nobody"), 2, "no async function 'nobody'"),
+        (("run", "agents.py:not_async"), 2, "no async function 'not_async'"),
+        (("run", "agents.py", "a", "1", "more"), 2, "usage: agents.py [WORD] [TIMES]"),
+        (("run", "agents.py", "nothing=1"), 2, "unexpected keyword argument 'nothing'"),
         (("run", "agents.py:wrong_model"), 4, "unknown_model"),
         (("run", "agents.py:denied"), 1, "failed: "),
         (("run", "agents.py", "--model", "nobody"), 3, "'nobody' is not a configured model"),
@@ -184,7 +186,7 @@ def test_a_failure_as_json_is_status_1_too() -> None:
         (("pull", "nobody"), 4, "there is no model nobody"),
         (("pull", "pypi:nobody"), 1, "is no model source"),
         (("models", "--remove", "nobody"), 4, "there is no model nobody"),
-        (("demo", "nowhere"), 3, "nowhere is not a folder"),
+        (("demo", "nowhere"), 2, "nowhere is not a folder"),
     ],
 )
 def test_what_a_user_can_cause_is_one_line_and_a_status(
@@ -199,7 +201,7 @@ def test_what_a_user_can_cause_is_one_line_and_a_status(
 def test_a_file_that_does_not_run_is_named() -> None:
     Path("broken.py").write_text("def main(:\n")
     result = llmos("run", "broken.py")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "the file does not run: SyntaxError" in result.stderr
 
 
@@ -293,6 +295,13 @@ def test_doctor_finds_a_wrong_setting() -> None:
     result = llmos("doctor")
     assert result.exit_code == 3
     assert "did you mean 'policy'" in result.stdout
+
+
+def test_doctor_finds_a_home_that_is_a_file() -> None:
+    Path("llmos.toml").write_text('home = "agents.py"\n')
+    finding = json.loads(llmos("doctor", "--json").stdout)[4]
+    assert (finding["what"], finding["state"]) == ("home", "problem")
+    assert "set LLMOS_HOME to another folder" in finding["remedy"]
 
 
 def test_doctor_lists_variables_that_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from llmos.agents.handle import OS
 from llmos.config import Config, ModelConfig
 from llmos.demo import run_demo
 from llmos.demo_folders import own_docs
-from llmos.syscalls.errors import ConfigError, SyscallError
+from llmos.syscalls.errors import SyscallError
 from llmos.terminal import Terminal
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_ends_the_demo(
 def test_a_folder_that_is_not_there_is_refused_before_anything_starts(
     config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(exits.UsageError, match="is not a folder"):
         run_demo(config, tmp_path / "none", out=tmp_path / "out", terminal=Screen().terminal)
 
 

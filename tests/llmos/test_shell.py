@@ -177,7 +177,7 @@ def test_a_failing_program_says_why_and_the_shell_goes_on(script: Script) -> Non
 
 def test_an_unknown_program_names_the_nearest_one(script: Script) -> None:
     status, shown = script("sya hello")
-    assert status == 1
+    assert status == 2
     assert "did you mean say?" in shown
 
 
@@ -201,7 +201,8 @@ def test_the_first_stage_is_killed_when_the_second_does_not_exist(script: Script
         ("kill -NONE 2", "-NONE is not a signal"),
         ("nice 40 2", "40 is no priority"),
         ("run", "usage: run PROGRAM"),
-        ("help nothing", "'nothing' is not a command"),
+        ("help nothing", "'nothing' is no command or program"),
+        ("value", "value: missing a required argument: 'what'; usage: value WHAT"),
     ],
 )
 def test_misuse_is_told_in_one_line(script: Script, line: str, complaint: str) -> None:
@@ -280,6 +281,7 @@ def test_mem_models_devices_tools_and_help_answer(script: Script) -> None:
         status, shown = script(line)
         assert (status, shown != "") == (0, True), line
     assert "programs: answer_lines, clean_up" in script("help")[1]
+    assert script("help say_and_return") == (0, "say_and_return WHAT [SAID]\n")
 
 
 def test_trace_writes_what_perfetto_reads(script: Script, tmp_path: Path) -> None:
