@@ -7,6 +7,7 @@ coroutine and wait. Any thread may call them, and several at once: their generat
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Work that was never begun says nothing when it is cancelled.
+_CLEAN_UP_S = 5.0
 
 
 @contextmanager
@@ -90,12 +93,24 @@ class Kernel:
         return self.wait_for(self._run(program, args, kwargs))
 
     def wait_for(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run any coroutine in the kernel's event loop and wait for its result."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run any coroutine in the kernel's event loop and wait for its result.
+
+        An interrupt of this thread ends the work, and waits until it has cleaned up.
+        """
+        is_over = threading.Event()
+
+        async def watched() -> R:
+            try:
+                return await work
+            finally:
+                is_over.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
         try:
             return future.result()
         finally:
-            future.cancel()  # an interrupt of this thread ends the work; otherwise it is over
+            if future.cancel():  # only when an interrupt came before the end
+                is_over.wait(_CLEAN_UP_S)
 
     def iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
         """Go through what the kernel yields, such as `kernel.kernel.os.stream(...)`."""
