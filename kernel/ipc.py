@@ -59,13 +59,17 @@ class Mailboxes:
             if receiver.senders is None:
                 receiver.senders = deque()
             receiver.senders.append(future)
-            await self._waits.block(
-                process,
-                future,
-                state="waiting_ipc",
-                on=f"room in the mailbox of {receiver.pid}",
-                target=receiver.pid,
-            )
+            try:
+                await self._waits.block(
+                    process,
+                    future,
+                    state="waiting_ipc",
+                    on=f"room in the mailbox of {receiver.pid}",
+                    target=receiver.pid,
+                )
+            finally:
+                if receiver.senders is not None and future in receiver.senders:
+                    receiver.senders.remove(future)
             receiver = self._living(call.to)
         return Sent(receivers=1)
 
@@ -85,6 +89,9 @@ class Mailboxes:
         process.receivers.append(receiver)
         if call.sender is not None:
             self._awaiting.setdefault(call.sender, set()).add(receiver)
+        # A mailbox full of other mail has no room for the message that is waited for here, and a
+        # sender that was let in may have ended before it came: all senders look again.
+        self._admit_senders(process)
         try:
             return await self._waits.block(
                 process,
@@ -94,6 +101,9 @@ class Mailboxes:
                 target=call.sender,
                 timeout_s=call.timeout_s,
             )
+        except BaseException:
+            self._give_back(process, receiver)
+            raise
         finally:
             process.receivers.remove(receiver)
             if call.sender is not None and call.sender in self._awaiting:
@@ -132,17 +142,36 @@ class Mailboxes:
             if not receiver.future.done():
                 receiver.future.set_exception(_gone(process.pid))
 
-    def _deliver(self, receiver: Process, mail: Mail) -> bool:
+    def _hand_over(self, receiver: Process, mail: Mail) -> bool:
         for waiting in receiver.receivers or ():
             if not waiting.future.done() and waiting.takes(mail):
                 waiting.future.set_result(mail)
                 return True
+        return False
+
+    def _deliver(self, receiver: Process, mail: Mail) -> bool:
+        if self._hand_over(receiver, mail):
+            return True
         if receiver.mailbox is None:
             receiver.mailbox = deque()
         if len(receiver.mailbox) >= self._capacity:
             return False
         receiver.mailbox.append(mail)
         return True
+
+    def _give_back(self, process: Process, receiver: Receiver) -> None:
+        """Keep a message that had been delivered when its `Receive` was cancelled."""
+        future = receiver.future
+        is_taken = future.done() and not future.cancelled() and future.exception() is None
+        if is_taken and not process.is_over and not self._hand_over(process, future.result()):
+            if process.mailbox is None:
+                process.mailbox = deque()
+            process.mailbox.appendleft(future.result())
+
+    def _admit_senders(self, process: Process) -> None:
+        for future in process.senders or ():
+            if not future.done():
+                future.set_result(None)
 
     def _admit_sender(self, process: Process) -> None:
         while process.senders:

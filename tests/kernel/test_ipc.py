@@ -63,6 +63,60 @@ def test_a_full_mailbox_refuses_or_makes_the_sender_wait(boot_kernel: Any) -> No
     asyncio.run(scenario())
 
 
+def test_mail_from_one_sender_arrives_although_others_have_filled_the_mailbox(
+    boot_kernel: Any,
+) -> None:
+    async def speaker(os: OS, to: int, words: list[str]) -> None:
+        for word in words:
+            await os.send(to, word)
+
+    async def listener(os: OS) -> list[Any]:
+        noisy = await os.spawn(speaker, os.pid, ["noise", "noise"])
+        await os.wait(noisy)
+        quiet = await os.spawn(speaker, os.pid, ["at last"])
+        await settle()
+        return [(await os.receive(sender=quiet)).body, (await os.wait(quiet)).status]
+
+    async def scenario() -> None:
+        async with boot_kernel(mailbox_messages=2) as kernel:
+            assert await kernel.os.result(await kernel.os.spawn(listener)) == ["at last", "ok"]
+
+    asyncio.run(scenario())
+
+
+def test_a_sender_killed_as_room_appears_leaves_the_room_to_the_next(boot_kernel: Any) -> None:
+    async def speaker(os: OS, to: int, word: str) -> None:
+        await os.send(to, word)
+
+    async def scenario() -> None:
+        async with boot_kernel(mailbox_messages=1) as kernel:
+            os = kernel.os
+            _, doomed, _ = [
+                await os.spawn(speaker, 1, word) for word in ("first", "lost", "second")
+            ]
+            await settle()
+            assert (await os.receive()).body == "first"
+            await os.signal(doomed, "KILL")
+            assert (await os.receive(timeout_s=5)).body == "second"
+
+    asyncio.run(scenario())
+
+
+def test_a_receive_that_is_cancelled_loses_no_mail(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            os = kernel.os
+            receiving = asyncio.ensure_future(os.receive())
+            await settle()
+            await os.send(1, "precious")
+            receiving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await receiving
+            assert (await os.receive()).body == "precious"
+
+    asyncio.run(scenario())
+
+
 def test_a_sender_that_waits_for_a_process_that_dies_is_told(boot_kernel: Any) -> None:
     async def deaf(os: OS) -> None:
         await os.sleep(1000)
