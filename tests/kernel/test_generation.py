@@ -531,6 +531,7 @@ def test_a_bug_on_the_engine_thread_fails_every_call_and_hangs_none(
     boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench()
+    bench.is_gated = True
 
     def broken(tokens: Sequence[int]) -> bytes:
         raise LookupError("no such token")
@@ -539,10 +540,12 @@ def test_a_bug_on_the_engine_thread_fails_every_call_and_hangs_none(
         async with boot_kernel(models=bench.models) as kernel:
             reported: list[Any] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
-            await kernel.os.generate("story", max_tokens=1)
+            pids = [await kernel.os.spawn(write) for _ in range(3)]
+            while not bench.batches or bench.batches[-1] < 3:
+                await bench.step()
             engine = await kernel.devices.engine(None)
             monkeypatch.setattr(bench.opened[0], "detokenize", broken)
-            pids = [await kernel.os.spawn(write) for _ in range(3)]
+            bench.free()
             endings = [await kernel.os.wait(pid) for pid in pids]
             assert {ending.error.code for ending in endings} == {"device"}
             assert "panicked" in reported[0]["message"]
