@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from llmos.agents.forms import json_sentence
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
 from llmos.agents.text import read_all_input
@@ -17,7 +18,7 @@ class Review(BaseModel):
     """What the model fills in."""
 
     score: Literal[1, 2, 3, 4, 5]
-    remark: Annotated[str, Field(pattern=r'^[A-Z]([^."\\\n]|\.[a-z0-9]){10,160}\.$')]
+    remark: Annotated[str, Field(pattern=json_sentence(least=10, most=160))]
 
 
 async def critic(

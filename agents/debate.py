@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+from llmos.agents.forms import json_sentence, sentence
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
 from llmos.syscalls.content import assistant
@@ -21,7 +22,7 @@ SIDES: tuple[Side, Side] = ("for", "against")
 
 # The first words put a debater on its side, whatever the model thinks of the claim.
 _STANCE: dict[Side, str] = {"for": "I agree because", "against": "I disagree because"}
-_ARGUMENT = r" [a-z]([^.\n]|\.[a-z0-9_]){15,160}\."
+_ARGUMENT = sentence(least=15, most=160, start=" [a-z]")
 _ARGUMENT_TOKENS, _VERDICT_TOKENS = 60, 100
 _SAMPLING = Sampling(repetition_penalty=1.1, penalty_window_tokens=96)
 
@@ -98,7 +99,7 @@ async def _judge(os: OS, claim: str, arguments: list[JsonObject], model: str | N
         "type": "object",
         "properties": {
             "winner": {"enum": list(SIDES)},
-            "reason": {"type": "string", "pattern": r'^[A-Z]([^."\\\n]|\.[a-z0-9]){15,160}\.$'},
+            "reason": {"type": "string", "pattern": json_sentence(least=15, most=160)},
         },
         "required": ["winner", "reason"],
         "additionalProperties": False,

@@ -104,8 +104,9 @@ async def _start(
     total = sum(file.bytes for file in files)
     by_size = sorted(files, key=lambda file: file.bytes)
     summed = [by_size[0], *(file for file in by_size if file.bytes <= _SUMMARY_BYTES)][-1]
-    # A small model writes a short name without a mistake.
-    name, read = min(((file.path.rpartition("/")[2], file.path) for file in files), key=_length)
+    # A small model copies a short name without a mistake.
+    small = by_size[: (len(by_size) + 1) // 2]
+    read = min((file.path for file in small), key=lambda path: len(_name(path)))
     return {
         "research": await os.spawn(
             research, question, namespace=namespace_of(folder), workers=_WORKERS, model=model
@@ -120,7 +121,7 @@ async def _start(
         ),
         "reader": await os.spawn(
             react,
-            f"What does {name} say?",
+            f"What does {_name(read)} say?",
             tools=["read_file", "list_files"],
             files=[read],
             max_steps=3,
@@ -141,8 +142,8 @@ async def _start(
     }
 
 
-def _length(named: tuple[str, str]) -> int:
-    return len(named[0])
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 async def _ended(os: OS, agents: Mapping[str, int]) -> dict[str, Exited]:

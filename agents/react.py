@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
+from llmos.agents.forms import json_sentence
 from llmos.agents.handle import OS
 from llmos.agents.prompts import Example, examples, prompt
 from llmos.agents.shots import nearest_examples
@@ -30,15 +31,13 @@ from llmos.syscalls.values import JsonObject
 from llmos.syscalls.wire import invalid
 
 ANSWER = "answer"
-# One sentence; a dot may stand inside a word, as in notes.txt or 3.5.
-SENTENCE = r'^([^."\\\n]|\.[a-z0-9_]){1,120}\.$'
 
 _ANSWER_SPEC = ToolSpec(
     name=ANSWER,
     description="Tell the user the answer.",
     parameters={
         "type": "object",
-        "properties": {"text": {"type": "string", "pattern": SENTENCE}},
+        "properties": {"text": {"type": "string", "pattern": json_sentence(least=0, most=120)}},
         "required": ["text"],
         "additionalProperties": False,
     },

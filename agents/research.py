@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from llmos.agents.forms import clause
 from llmos.agents.grounding import checked, nearest_sentences, quote, source_of
 from llmos.agents.handle import OS
 from llmos.agents.indexing import indexer, require_indexed
@@ -22,6 +23,7 @@ from llmos.syscalls.values import JsonObject, JsonValue
 MAX_WORKERS = 8
 # Each small question begins with another word: a weak model would write the same one again.
 _OPENINGS = ("What", "How", "Why", "Which", "When", "Where", "Who")
+_BRACKETS = r"\[\]"
 _WRITER = "writer"
 _PLAN_HITS, _PLAN_SENTENCES = 6, 2
 _PLAN_TOKENS_EACH, _WRITE_TOKENS = 40, 160
@@ -193,6 +195,5 @@ def _plan_schema(count: int) -> JsonObject:
 def _cited_sentences(sources: int) -> str:
     """One to three sentences that each end in the number of a source."""
     number = "|".join(str(n) for n in range(1, sources + 1))
-    # No dot inside: a small model that may write "2.2" goes on like that.
-    sentence = rf"[A-Z][^.\[\]\n]{{20,180}} \[({number})\]\."
+    sentence = rf"{clause(least=20, most=180, without=_BRACKETS)} \[({number})\]\."
     return rf"{sentence}( {sentence}){{0,2}}"

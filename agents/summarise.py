@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from llmos.agents import forms
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
 from llmos.agents.text import chunked, prose, read_all_input, read_lossy
@@ -19,9 +20,7 @@ from llmos.syscalls.values import JsonObject
 _CHUNK_TOKENS = 300
 _PARALLEL = 8
 _SAMPLING = Sampling(repetition_penalty=1.05, penalty_window_tokens=48)
-# Unbounded, or with a comma inside, a "word" without spaces could go on for ever.
-_WORD = r"[^\s,;:]{1,20}[,;:]?"
-_SENTENCE = r"[A-Z]([^.\n]|\.[a-z0-9_]){10,300}\."
+_SENTENCE = forms.sentence(least=20, most=200)
 _SENTENCE_TOKENS = 100
 
 
@@ -96,7 +95,7 @@ async def _final(os: OS, text: str, words: int, model: str | None) -> str:
         prompt("summary").messages(text=text),
         model=model,
         sampling=_SAMPLING,
-        constraint=RegexConstraint(pattern=rf"[A-Z]\S{{0,23}}( {_WORD}){{3,{words - 1}}}\."),
+        constraint=RegexConstraint(pattern=forms.words(most=words)),
         max_tokens=6 * words,
     )
     return generated.text
