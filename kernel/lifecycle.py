@@ -176,15 +176,18 @@ class Lifecycle:
             status, signal = "killed", process.ending_signal or "KILL"
         except SyscallError as problem:
             status, error = "error", problem.value()
-        except KernelPanic:
+        except GeneratorExit:  # the event loop is gone, and the kernel with it
             raise
-        except Exception as problem:  # noqa: BLE001 - whatever a program raises is its own fault
-            status, error = "error", _program_error(process, problem)
+        except (KernelPanic, KeyboardInterrupt) as problem:
+            self._end(process, _failed(process, _program_error(process, problem)))
+            raise
         except BaseExceptionGroup as group:
             if group.split(Killed)[1] is not None:
                 status, error = "error", _program_error(process, group)
             else:
                 status, signal = "killed", process.ending_signal or "KILL"
+        except BaseException as problem:  # noqa: BLE001 - whatever a program raises, SystemExit too
+            status, error = "error", _program_error(process, problem)
         self._end(
             process,
             Exited(
@@ -202,9 +205,13 @@ class Lifecycle:
     def _end(self, process: Process, exited: Exited) -> None:
         if process.is_over:
             return
+        self._continue(process)
         process.exited = exited
         process.state = "zombie"
         process.waiting_on = None
+        # Tasks that the program left behind must not wait for ever for a process that is no more.
+        for inner in list(process.inflight):
+            inner.cancel()
         for undo in reversed(process.on_end or ()):
             undo()
         for timer in process.timers or ():
@@ -362,8 +369,6 @@ class Lifecycle:
         target.ending_signal = "KILL"
         self._continue(target)
         task = target.task
-        for inner in list(target.inflight):
-            inner.cancel()
         if task is not None and not task.done():
             task.cancel()
             # A task that swallows its cancellation holds nothing of ours any more.
@@ -396,6 +401,10 @@ class Lifecycle:
         if process.timers is None:
             process.timers = []
         process.timers.append(timer)
+
+
+def _failed(process: Process, error: ErrorValue) -> Exited:
+    return Exited(pid=process.pid, program=process.program, status="error", error=error)
 
 
 def _program_error(process: Process, problem: BaseException) -> ErrorValue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -51,6 +52,53 @@ def test_a_program_that_raises_ends_with_an_error_and_the_kernel_lives(boot_kern
             assert exited.status == "error"
             assert "ValueError" in exited.error.message
             assert await kernel.os.result(await kernel.os.spawn(double, 1)) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_program_that_calls_sys_exit_ends_itself_and_not_the_kernel(boot_kernel: Any) -> None:
+    async def leave(os: OS) -> None:
+        sys.exit(3)
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            ended = await kernel.os.wait(await kernel.os.spawn(leave))
+            assert (ended.status, ended.error.fields["exception"]) == ("error", "SystemExit")
+
+    asyncio.run(scenario())
+
+
+def test_tasks_that_a_program_leaves_behind_end_with_it(boot_kernel: Any) -> None:
+    left: list[asyncio.Task[Any]] = []
+
+    async def careless(os: OS) -> None:
+        left.append(asyncio.create_task(os.receive()))
+        await os.sleep(0)
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            await kernel.os.wait(await kernel.os.spawn(careless))
+            await settle()
+            assert left[0].cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_ends_while_it_is_stopped_is_no_longer_held(boot_kernel: Any) -> None:
+    go_on = asyncio.Event()
+
+    async def oblivious(os: OS) -> None:
+        await go_on.wait()
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            pid = await kernel.os.spawn(oblivious)
+            held: list[bool] = []
+            kernel.table.get(pid).on_stop.append(held.append)
+            await kernel.os.signal(pid, "STOP")
+            go_on.set()
+            assert (await kernel.os.wait(pid)).status == "ok"
+            assert held == [True, False]
 
     asyncio.run(scenario())
 
