@@ -2,19 +2,20 @@
 
 A bound holds for a process and its descendants together: every charge is made to the process and
 to each ancestor, and refused as a whole when one of them cannot afford it. What will be used but is
-not known yet (tokens of a generation, KV) is reserved first and settled exactly afterwards, so that
-concurrent calls cannot overdraw. Event-loop thread only.
+not known yet (tokens of a generation, KV, the time of a tool) is reserved first and settled exactly
+afterwards, so that concurrent calls cannot overdraw. Event-loop thread only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Accounting
 from llmos.syscalls.rights import Quota
 
+N = TypeVar("N", int, float)
 Resource = Literal["tokens_in", "tokens_out", "kv_bytes", "tool_s", "children"]
 _UNITS = {
     "tokens_in": "tokens",
@@ -55,8 +56,7 @@ class Account:
             limit = getattr(account.quota, resource)
             if limit is not None and account.held.get(resource, 0) + amount > limit:
                 raise self._exceeded(account, resource, limit, amount)
-        for account in self._lineage():
-            account.held[resource] = account.held.get(resource, 0) + amount
+        self._hold(resource, amount)
 
     def refund(self, resource: Resource, amount: float) -> None:
         """Give back what was charged and not used."""
@@ -73,16 +73,17 @@ class Account:
                 left = room if left is None else min(left, room)
         return left
 
-    def reserve_up_to(self, resource: Resource, amount: int) -> int:
+    def reserve_up_to(self, resource: Resource, amount: N) -> N:
         """Charge as much of `amount` as the quotas allow and return it.
 
         Raises: SyscallError("quota_exceeded") when nothing is left.
         """
         left = self.remaining(resource)
-        granted = amount if left is None else min(amount, int(left))
+        granted = amount if left is None else min(amount, type(amount)(left))
         if granted <= 0:
-            granted = amount  # charge() then refuses with the full account of the shortage
-        self.charge(resource, granted)
+            self.charge(resource, amount)  # refuses, with the full account of the shortage
+        # Not checked again: of seconds, what is left and what is held may not sum to the limit.
+        self._hold(resource, granted)
         return granted
 
     def snapshot(self, tokens_under_way: int = 0) -> Accounting:
@@ -100,6 +101,10 @@ class Account:
             kv_bytes=self.kv_bytes,
             children=self.children,
         )
+
+    def _hold(self, resource: Resource, amount: float) -> None:
+        for account in self._lineage():
+            account.held[resource] = account.held.get(resource, 0) + amount
 
     def _lineage(self) -> list[Account]:
         lineage: list[Account] = []

@@ -57,15 +57,12 @@ class ToolBox:
         """
         tool = self._get(call.name)
         arguments = tool.validate(call.arguments)
-        limit_s = min(tool.timeout_s, call.timeout_s or tool.timeout_s)
-        left_s = process.account.remaining("tool_s")
-        if left_s is not None:
-            if left_s <= 0:
-                process.account.charge("tool_s", limit_s)
-            limit_s = min(limit_s, left_s)
+        account = process.account
+        limit_s = float(min(tool.timeout_s, call.timeout_s or tool.timeout_s))
+        limit_s = account.reserve_up_to("tool_s", limit_s)
         started = self._clock.now()
-        future = self._start(process, tool, arguments)
         try:
+            future = self._start(process, tool, arguments)
             value = await self._waits.block(
                 process, future, state="waiting_tool", on=call.name, timeout_s=limit_s
             )
@@ -80,8 +77,8 @@ class ToolBox:
             ) from problem
         finally:
             spent = min(self._clock.now() - started, limit_s)
-            process.account.charge("tool_s", spent)
-            process.account.tool_s += spent
+            account.refund("tool_s", limit_s - spent)
+            account.tool_s += spent
         return _output(tool, value, self._clock.now() - started)
 
     def _get(self, name: str) -> Tool:
@@ -112,6 +109,8 @@ class ToolBox:
                 result, problem = tool.function(*handle, **arguments), None
             except Exception as raised:  # noqa: BLE001 - passed on to the caller
                 result, problem = None, raised
+            except SystemExit as leaving:  # raised on the event loop, it would end the kernel
+                result, problem = None, RuntimeError(f"it called sys.exit({leaving.code})")
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, future, result, problem)
 
@@ -120,15 +119,16 @@ class ToolBox:
 
 
 def _pass_on(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> None:
+    problem = None if task.cancelled() else task.exception()
+    if future.done():
+        return
     if task.cancelled():
-        future.cancel()
+        # Not by us: to its caller it must not look as if the caller had been cancelled.
+        future.set_exception(RuntimeError("it cancelled itself"))
+    elif problem is not None:
+        future.set_exception(problem)
     else:
-        problem = task.exception()
-        if not future.done():
-            if problem is None:
-                future.set_result(task.result())
-            else:
-                future.set_exception(problem)
+        future.set_result(task.result())
 
 
 def _output(tool: Tool, value: Any, seconds: float) -> ToolOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import Any
 
@@ -167,6 +168,50 @@ def test_tool_time_is_bounded_by_quota(boot_kernel: Any) -> None:
         assert await kernel.os.result(pid) == ["timeout", "quota_exceeded"]
 
     with_tools(boot_kernel, scenario, clock=clock)
+
+
+def test_tools_that_run_at_the_same_time_cannot_overdraw_a_quota(boot_kernel: Any) -> None:
+    clock = VirtualClock()
+
+    async def agent(os: OS) -> list[str]:
+        calls = [os.tool_call("hang") for _ in range(3)]
+        problems = await asyncio.gather(*calls, return_exceptions=True)
+        return sorted(problem.code for problem in problems)
+
+    async def scenario(kernel: Any) -> None:
+        pid = await kernel.os.spawn(agent, quota=Quota(tool_s=5))
+        account = kernel.table.get(pid).account
+        await settle()
+        clock.advance(3)
+        assert await kernel.os.result(pid) == ["quota_exceeded", "timeout", "timeout"]
+        assert account.tool_s == account.held["tool_s"] == 5
+
+    with_tools(boot_kernel, scenario, clock=clock)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_a_tool_that_bails_out_fails_its_call_and_does_not_end_the_caller(
+    boot_kernel: Any, is_async: bool
+) -> None:
+    async def cancel() -> None:
+        """Cancel."""
+        raise asyncio.CancelledError
+
+    def leave() -> None:
+        """Leave."""
+        sys.exit(2)
+
+    async def agent(os: OS) -> str:
+        with pytest.raises(SyscallError) as failure:
+            await os.tool_call("cancel" if is_async else "leave")
+        return failure.value.code
+
+    async def scenario(kernel: Any) -> None:
+        kernel.tools.add(tool(cancel))
+        kernel.tools.add(tool(leave))
+        assert await kernel.os.result(await kernel.os.spawn(agent)) == "tool_failed"
+
+    with_tools(boot_kernel, scenario)
 
 
 def test_only_granted_tools_are_listed_and_run(boot_kernel: Any) -> None:
