@@ -82,6 +82,10 @@ class Embedder:
         """One unit-length vector a text. Raises: SyscallError("device")."""
         request = _Request(texts, asyncio.get_running_loop().create_future())
         with self._wake:
+            if self._is_closing:
+                raise SyscallError(
+                    "device", f"embedding device {self.name} was closed", device=self.name
+                )
             self._inbox.append(request)
             self._wake.notify()
         try:
@@ -121,7 +125,7 @@ class Embedder:
         assert self._loop is not None and self._opened is not None
         try:
             self._driver = contained(self._open_driver, is_fatal=True)
-        except (DeviceError, SyscallError) as problem:
+        except Exception as problem:  # noqa: BLE001 - passed on to who opens
             self.is_down, self.reason = True, str(problem)
             self._loop.call_soon_threadsafe(settle, self._opened, None, problem)
             return
@@ -156,7 +160,7 @@ class Embedder:
         texts = [text for request in batch for text in request.texts]
         try:
             vectors = contained(lambda: self.driver.embed(texts), is_fatal=False)
-        except DeviceError as problem:
+        except Exception as problem:  # noqa: BLE001 - a dead thread would leave everybody waiting
             for request in batch:
                 self._tell(request, None, problem)
             return
@@ -170,9 +174,7 @@ class Embedder:
             self._trace, started, self._clock.now(), len(texts), len(batch)
         )
 
-    def _tell(
-        self, request: _Request, vectors: Vectors | None, problem: DeviceError | None
-    ) -> None:
+    def _tell(self, request: _Request, vectors: Vectors | None, problem: Exception | None) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(settle, request.done, vectors, problem)
 

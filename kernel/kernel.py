@@ -255,8 +255,7 @@ class Kernel:
         """Change a priority, also of what is on a device now."""
         target = process if call.pid is None else self.table.get(call.pid)
         target.nice = call.nice
-        if target.state == "waiting_device":
-            self.devices.renice(target.pid, call.nice)
+        self.devices.renice(target.pid, call.nice)
 
     async def sleep(self, process: Process, seconds: float) -> None:
         """Sleep on the kernel's clock."""

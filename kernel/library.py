@@ -24,7 +24,7 @@ class Library:
         self._devices = devices
         self._open_store = open_store
         self._store: Store | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[Store] | None = None
 
     async def remember(self, process: Process, call: calls.Remember) -> Remembered:
         """Store notes in a namespace."""
@@ -91,6 +91,8 @@ class Library:
 
     async def stop(self) -> None:
         """Flush and close the store."""
+        if self._opening is not None:
+            await asyncio.wait((self._opening,))
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
@@ -104,7 +106,17 @@ class Library:
         ]
 
     async def _opened(self) -> Store:
-        async with self._opening:
-            if self._store is None:
-                self._store = await asyncio.to_thread(self._open_store)
+        while self._store is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+            # A task of its own: whoever asks first may be killed, and the store is open all the
+            # same, and locked.
+            await asyncio.shield(self._opening)
+        return self._store
+
+    async def _open(self) -> Store:
+        try:
+            self._store = await asyncio.to_thread(self._open_store)
             return self._store
+        finally:
+            self._opening = None
