@@ -18,6 +18,24 @@ def _any_match(patterns: frozenset[str], name: str) -> bool:
     return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _covers(patterns: frozenset[str], grant: str) -> bool:
+    """Whether all that a grant allows is allowed by the patterns already.
+
+    A grant may itself be a pattern: "?" matches the text "*", and must not grant it. So a pattern
+    is covered by itself or by a plain prefix ("a*" covers "ab?"), though others might cover it too.
+    """
+    if grant in patterns:
+        return True
+    if not _is_pattern(grant):
+        return _any_match(patterns, grant)
+    prefixes = [pattern[:-1] for pattern in patterns if pattern.endswith("*")]
+    return any(grant.startswith(p) for p in prefixes if not _is_pattern(p))
+
+
+def _is_pattern(name: str) -> bool:
+    return any(mark in name for mark in "*?[")
+
+
 class Capabilities(Value):
     """Names (or shell patterns) that a process may use.
 
@@ -50,7 +68,9 @@ class Capabilities(Value):
                     return field
                 continue
             for name in sorted(mine):
-                if not _any_match(theirs, name):
+                # Folders are no patterns, but for the one that stands for all.
+                is_folder = field.startswith("folders_")
+                if not (theirs & {"*", name} if is_folder else _covers(theirs, name)):
                     return f"{field}:{name}"
         return None
 

@@ -11,7 +11,7 @@ import pytest
 from llmos.agents.handle import OS
 from llmos.kernel.clock import VirtualClock
 from llmos.syscalls.errors import Killed, SyscallError
-from llmos.syscalls.rights import Capabilities, Quota
+from llmos.syscalls.rights import ALL_CAPABILITIES, Capabilities, Quota
 
 
 async def settle() -> None:
@@ -260,6 +260,31 @@ def test_a_grant_that_the_parent_lacks_is_refused(boot_kernel: Any) -> None:
             assert exited.error.fields["capability"] == "tools:python"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "is_granted"),
+    [
+        ("?", "*", False),
+        ("a?b", "a*b", False),
+        ("a*", "ab?", True),
+        ("a*", "a*", True),
+        ("a?b", "axb", True),
+        ("*", "[ab]*", True),
+    ],
+)
+def test_a_pattern_grants_no_more_than_its_holder_has(
+    held: str, asked: str, is_granted: bool
+) -> None:
+    excess = Capabilities(tools=frozenset({asked})).exceeds(Capabilities(tools=frozenset({held})))
+    assert (excess is None) == is_granted
+
+
+def test_a_folder_is_no_pattern_for_others() -> None:
+    held = Capabilities(folders_read=frozenset({"/data*"}))
+    assert Capabilities(folders_read=frozenset({"/database"})).exceeds(held)
+    assert not held.exceeds(held)
+    assert not held.exceeds(ALL_CAPABILITIES)
 
 
 def test_a_spent_quota_of_children_says_which_quota_and_how_to_raise_it(boot_kernel: Any) -> None:
