@@ -31,7 +31,7 @@ class Pipe:
 
     async def read(self, process: Process, waits: Waits, max_bytes: int) -> Data:
         """Up to `max_bytes`; waits while the pipe is empty and its writer lives."""
-        while not self._buffer and not self._is_write_closed:
+        while not self._buffer and not (self._is_write_closed or self._is_read_closed):
             future = asyncio.get_running_loop().create_future()
             self._readers.append(future)
             await waits.block(
@@ -40,7 +40,8 @@ class Pipe:
         data = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         _wake(self._writers)
-        return Data(data=data, is_eof=self._is_write_closed and not self._buffer)
+        is_closed = self._is_write_closed or self._is_read_closed
+        return Data(data=data, is_eof=is_closed and not self._buffer)
 
     async def write(self, process: Process, waits: Waits, data: bytes) -> int:
         """All of `data`, in pieces as room appears. Raises: SyscallError("broken_pipe")."""
@@ -83,10 +84,11 @@ class Pipe:
         _wake(self._readers)
 
     def close_read(self) -> None:
-        """Nobody will read: writers get `broken_pipe`."""
+        """Nobody will read: writers get `broken_pipe`, and who reads all the same is at the end."""
         self._is_read_closed = True
         self._buffer.clear()
         _wake(self._writers)
+        _wake(self._readers)
 
     def _require_reader(self, *, written: int) -> None:
         if self._is_read_closed:

@@ -9,6 +9,7 @@ import pytest
 
 from llmos.agents.handle import OS
 from llmos.kernel.clock import VirtualClock
+from llmos.syscalls.calls import Close, Read
 from llmos.syscalls.errors import SyscallError
 
 
@@ -317,5 +318,19 @@ def test_standard_input_is_at_its_end_unless_something_feeds_it(boot_kernel: Any
     async def scenario() -> None:
         async with boot_kernel() as kernel:
             assert await kernel.os.result(await kernel.os.spawn(add_up)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_that_closes_its_input_is_at_the_end_of_it(boot_kernel: Any) -> None:
+    async def reader(os: OS) -> bool:
+        reading = asyncio.ensure_future(os.call(Read()))
+        await settle()
+        await os.call(Close(fd=0))
+        return (await reading).is_eof and (await os.call(Read())).is_eof
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            assert await kernel.os.result(await kernel.os.spawn(reader, is_interactive=True))
 
     asyncio.run(scenario())
