@@ -233,17 +233,14 @@ class Lifecycle:
             track="life",
             args={"status": exited.status},
         )
-        has_waiter = bool(process.exit_waiters)
         for waiter in process.exit_waiters:
             if not waiter.done():
                 waiter.set_result(exited)
         process.exit_waiters.clear()
         parent = self._table.get(process.parent)
-        if not has_waiter:
-            for waiter in parent.child_waiters:
-                if not waiter.done():
-                    waiter.set_result(process.pid)
-                    break
+        for looking in parent.child_waiters:
+            if not looking.done():
+                looking.set_result(None)
         if parent.is_over:
             raise KernelPanic(f"process {process.pid} outlived its parent without adoption")
 
@@ -301,23 +298,28 @@ class Lifecycle:
         return child.exited
 
     async def _any_child(self, process: Process, timeout_s: float | None) -> Process:
-        if not process.children:
-            raise SyscallError(
-                "not_found", "this process has no children to wait for", what="child", name=None
-            )
-        for pid in sorted(process.children):
-            child = self._table.get(pid)
-            if child.is_over:
-                return child
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        process.child_waiters.append(future)
-        try:
-            pid = await self._waits.block(
-                process, future, state="waiting_child", on="any child", timeout_s=timeout_s
-            )
-        finally:
-            process.child_waiters.remove(future)
-        return self._table.get(pid)
+        started_s = self._clock.now()
+        while True:
+            if not process.children:
+                raise SyscallError(
+                    "not_found", "this process has no children to wait for", what="child", name=None
+                )
+            for pid in sorted(process.children):
+                child = self._table.get(pid)
+                if child.is_over:
+                    return child
+            left_s = None
+            if timeout_s is not None:
+                left_s = max(0.0, started_s + timeout_s - self._clock.now())
+            # At every end all who wait look again: another one may have waited for that child.
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            process.child_waiters.append(future)
+            try:
+                await self._waits.block(
+                    process, future, state="waiting_child", on="any child", timeout_s=left_s
+                )
+            finally:
+                process.child_waiters.remove(future)
 
     # --- signals ----------------------------------------------------------------------------------
 

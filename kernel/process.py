@@ -58,7 +58,7 @@ class Process:
     exit_waiters: list[asyncio.Future[Exited]] = field(
         default_factory=list["asyncio.Future[Exited]"]
     )
-    child_waiters: list[asyncio.Future[int]] = field(default_factory=list["asyncio.Future[int]"])
+    child_waiters: list[asyncio.Future[None]] = field(default_factory=list["asyncio.Future[None]"])
     mailbox: deque[Mail] | None = None
     receivers: list[Any] | None = None  # ipc.Receiver, waiting for mail
     senders: deque[asyncio.Future[None]] | None = None  # waiting for room in the mailbox

@@ -119,6 +119,38 @@ def test_waiting_for_any_child_gives_the_first_that_ends(boot_kernel: Any) -> No
     asyncio.run(scenario())
 
 
+def test_who_waits_for_any_child_is_told_when_another_task_took_the_last_one(
+    boot_kernel: Any,
+) -> None:
+    async def parent(os: OS) -> list[Any]:
+        child = await os.spawn(wait_for_mail)
+        anyone = [asyncio.create_task(os.wait()) for _ in range(2)]
+        this_one = asyncio.create_task(os.wait(child))
+        await settle()
+        await os.send(child, "end")
+        found = await asyncio.gather(this_one, *anyone, return_exceptions=True)
+        return [f.code if isinstance(f, SyscallError) else f.status for f in found]
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            told = await kernel.os.result(await kernel.os.spawn(parent))
+            assert told == ["ok", "not_found", "not_found"]
+
+    asyncio.run(scenario())
+
+
+def test_a_child_whose_waiter_is_cancelled_goes_to_the_next_waiter(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            os = kernel.os
+            child = await os.spawn(double, 2)
+            first, second = (asyncio.create_task(os.wait()) for _ in range(2))
+            kernel.table.get(child).on_end = [first.cancel]
+            assert (await second).value == 4
+
+    asyncio.run(scenario())
+
+
 def test_orphans_are_adopted_by_init_and_reaped_when_they_end(boot_kernel: Any) -> None:
     async def parent(os: OS) -> int:
         return await os.spawn(wait_for_mail)
