@@ -104,9 +104,6 @@ async def _start(
     total = sum(file.bytes for file in files)
     by_size = sorted(files, key=lambda file: file.bytes)
     summed = [by_size[0], *(file for file in by_size if file.bytes <= _SUMMARY_BYTES)][-1]
-    # A small model copies a short name without a mistake.
-    small = by_size[: (len(by_size) + 1) // 2]
-    read = min((file.path for file in small), key=lambda path: len(_name(path)))
     return {
         "research": await os.spawn(
             research, question, namespace=namespace_of(folder), workers=_WORKERS, model=model
@@ -121,9 +118,9 @@ async def _start(
         ),
         "reader": await os.spawn(
             react,
-            f"What does {_name(read)} say?",
+            "What does note.md say?",
             tools=["read_file", "list_files"],
-            files=[read],
+            files={"note.md": by_size[0].path},  # a short name, which a small model spells right
             max_steps=3,
             model=model,
             nice=_NICE,
@@ -137,13 +134,9 @@ async def _start(
             nice=_NICE,
         ),
         "debate": await os.spawn(debate, CLAIM, rounds=2, model=model, nice=_NICE),
-        "critic": await os.spawn(critic, question, model=model, nice=_NICE),
+        "critic": await os.spawn(critic, CLAIM, model=model, nice=_NICE),
         "summary": await os.spawn(summarise, summed.path, words=40, model=model, nice=_NICE),
     }
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
 
 
 async def _ended(os: OS, agents: Mapping[str, int]) -> dict[str, Exited]:

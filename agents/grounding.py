@@ -101,7 +101,9 @@ def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.8
     kept: list[str] = []
     used: list[int] = []
     dropped: list[str] = []
+    end = 0
     for match in _CITED_SENTENCE.finditer(text):
+        end = match.end()
         sentence = match["text"].strip()
         numbers = [int(number) for number in _CITATION.findall(match["marks"])]
         real = [number for number in dict.fromkeys(numbers) if number in sources]
@@ -115,6 +117,8 @@ def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.8
             marks = "".join(f"[{number}]" for number in real)
             kept.append(f"{sentence} {marks}{match['end']}")
             used += [number for number in real if number not in used]
+    if rest := text[end:].strip():
+        dropped.append(f"it does not end as a sentence: {rest}")
     return Cited(" ".join(kept), tuple(used), tuple(dropped))
 
 

@@ -12,7 +12,7 @@ Source: Yao et al., "ReAct: Synergizing Reasoning and Acting in Language Models"
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -153,14 +153,15 @@ async def react(
     *,
     tools: Sequence[str] | None = None,
     max_steps: int = 6,
-    files: Sequence[str] = (),
+    files: Sequence[str] | Mapping[str, str] = (),
     worked: Sequence[JsonObject] = (),
     model: str | None = None,
 ) -> JsonObject:
     """Solve a task with tools; the last step always answers.
 
     `tools` None offers all that the process may use. `files` are copied to the process's home
-    first, under their last names. `worked` are more examples, with the fields of `prompts.Example`.
+    first, under their last names or, in a mapping, under its keys. `worked` are more examples, with
+    the fields of `prompts.Example`.
     Returns `{"answer", "is_answered", "steps"}`; `is_answered` is False when the model's answer was
     cut by its length or no tool call succeeded.
     Raises: SyscallError("invalid") for `max_steps` under 2, a tool that may not be used, or an
@@ -229,10 +230,12 @@ async def _offered(os: OS, tools: Sequence[str] | None) -> dict[str, ToolSpec]:
     return {name: allowed[name] for name in wanted}
 
 
-async def _copy_in(os: OS, files: Sequence[str]) -> None:
-    for path in files:
+async def _copy_in(os: OS, files: Sequence[str] | Mapping[str, str]) -> None:
+    if not isinstance(files, Mapping):
+        files = {PurePosixPath(path).name: path for path in files}
+    for name, path in files.items():
         data = (await read_lossy(os, path)).data
-        fd = await os.open(PurePosixPath(path).name, "w")
+        fd = await os.open(name, "w")
         try:
             await os.write(data, fd=fd)
         finally:

@@ -32,6 +32,8 @@ def test_a_sentence_is_admitted(text: str) -> None:
         "The lamp. It is red.",
         "The lamp.com.com.com is red.",
         "See 2.2.2.2 in it.",
+        "It reads.100% of it.",
+        "It reads.Then it writes.",
         "The\nlamp is red.",
         "Red.",
         "T" * 90 + ".",
@@ -57,7 +59,7 @@ def test_a_sentence_in_json_needs_no_escapes() -> None:
 
 def test_words_are_counted() -> None:
     form = words(most=6)
-    assert re.fullmatch(form, "The lamp, notes.txt and me.")
+    assert re.fullmatch(form, "The 3.5 lamps, a.txt and me.")
     assert not re.fullmatch(form, "The lamp is red and it turns.")
     assert not re.fullmatch(form, "The lamp is.")
     assert not re.fullmatch(form, "The lamp,which,turns,is red and.")

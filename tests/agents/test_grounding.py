@@ -29,6 +29,7 @@ def test_a_citation_that_does_not_exist_is_dropped_and_told() -> None:
         ("Lighthouses were invented by bankers [1].", "of the words stand in what it cites"),
         ("A lighthouse sends light.", "no source is cited"),
         ("A lighthouse sends light [9].", "no source is cited"),
+        ("A lighthouse sends a red", "does not end as a sentence"),
     ],
 )
 def test_a_sentence_without_support_is_dropped_and_told(text: str, reason: str) -> None:

@@ -135,11 +135,11 @@ def test_one_step_is_too_few(run_program: Run) -> None:
 
 
 def test_files_are_copied_to_where_the_tools_look(run_program: Run, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("The lamp is red.")
+    (tmp_path / "a long name.txt").write_text("The lamp is red.")
     value, _ = run_program(
         "react",
         "What does notes.txt say?",
-        files=[str(tmp_path / "notes.txt")],
+        files={"notes.txt": str(tmp_path / "a long name.txt")},
         script=script(
             Task=action("read_file", path="notes.txt"), Result=action("answer", text="Red.")
         ),
