@@ -25,7 +25,7 @@ from jinja2.ext import loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llmos.drivers.contract import DeviceError
+from llmos.drivers.contract import DeviceError, RequestError
 from llmos.drivers.tool_text import (
     TOOL_RESPONSE,
     describe_tools,
@@ -107,7 +107,9 @@ class ChatFormat:
                 **self._texts,
             )
         except _REFUSALS as problem:
-            raise DeviceError(f"the chat template refuses this: {problem}") from problem
+            raise RequestError(
+                f"the chat template refuses this: {problem}", field="messages"
+            ) from problem
         return self._ids(text + stand_ins.hide(prefix), stand_ins)
 
     def _turns(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[Any]:

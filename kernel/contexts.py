@@ -39,7 +39,7 @@ class Contexts:
             )
 
         def count(messages: Sequence[Message]) -> int:
-            return len(engine.driver.render(messages))
+            return len(engine.render(messages))
 
         context = Context(next(self._ids), model=engine.name, budget_tokens=budget, count=count)
         if call.messages:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,11 +18,12 @@ from llmos.drivers.contract import Allocation, DeviceError, LanguageModel, Model
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
 from llmos.kernel.policies import Policy
-from llmos.kernel.stepper import Report, State, Stepper
+from llmos.kernel.stepper import Report, State, Stepper, device_failure
 from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
+from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import DeviceInfo
+from llmos.syscalls.results import DeviceInfo, ToolSpec
 
 T = TypeVar("T")
 DEVICE_PID = 0
@@ -68,6 +69,19 @@ class Engine:
     @property
     def model(self) -> ModelInfo:
         return self.driver.info
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text; any thread. Raises: SyscallError("device")."""
+        return self._asked(lambda: self.driver.tokenize(text))
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), prefix: str = ""
+    ) -> list[int]:
+        """Token ids of a conversation; any thread.
+
+        Raises: SyscallError("invalid") when the model's template refuses it, or ("device").
+        """
+        return self._asked(lambda: self.driver.render(messages, tools=tools, prefix=prefix))
 
     async def start(self) -> None:
         """Open the device. Raises: DeviceError or SyscallError; the engine is then down."""
@@ -205,6 +219,12 @@ class Engine:
             self._inbox.append(work)
             self._wake.notify()
             return True
+
+    def _asked(self, work: Callable[[], T]) -> T:
+        try:
+            return contained(work, is_fatal=False)
+        except DeviceError as problem:
+            raise device_failure(self.name, problem) from problem
 
     def _not_ready(self) -> SyscallError:
         return SyscallError(

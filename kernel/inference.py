@@ -116,7 +116,7 @@ class Inference:
             ids = _plain_encoding().encode(call.text, disallowed_special=())
             return Tokens(ids=tuple(ids), count=len(ids), is_exact=False, tokenizer=PLAIN_ENCODING)
         engine = await self._devices.engine(call.model)
-        ids = await _off_loop(len(call.text), lambda: engine.driver.tokenize(call.text))
+        ids = await _off_loop(len(call.text), lambda: engine.tokenize(call.text))
         return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
 
     def tokens_under_way(self, process: Process) -> int:
@@ -173,12 +173,12 @@ class Inference:
         if call.prompt is not None:
             _require_prompt_alone(call)
             text = call.prompt
-            prompt = await _off_loop(len(text), lambda: engine.driver.tokenize(text))
+            prompt = await _off_loop(len(text), lambda: engine.tokenize(text))
         else:
             messages = await self._conversation(process, call, context, engine)
             size = sum(len(message.text) for message in messages)
             prompt = await _off_loop(
-                size, lambda: engine.driver.render(messages, tools=specs, prefix=call.prefix)
+                size, lambda: engine.render(messages, tools=specs, prefix=call.prefix)
             )
         if not prompt:
             raise SyscallError("invalid", "prompt: the model reads no token in it", field="prompt")

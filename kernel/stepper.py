@@ -477,7 +477,7 @@ class Stepper:
             batch = [g for g in batch if g.sequence == problem.sequence]
         if not problem.is_fatal:
             for generation in batch:
-                self._fail(generation, _device_failure(self.name, problem))
+                self._fail(generation, device_failure(self.name, problem))
             return
         self._fault = None
         for generation in list(self._generations):
@@ -485,7 +485,7 @@ class Stepper:
                 continue  # has nothing on the device: it can still run after a reopen
             generation.sequence = None
             generation.saved = None
-            self._fail(generation, _device_failure(self.name, problem))
+            self._fail(generation, device_failure(self.name, problem))
         self._close_driver()
         try:
             self.open()
@@ -515,7 +515,8 @@ class Stepper:
         return self._kv
 
 
-def _device_failure(name: str, problem: DeviceError) -> SyscallError:
+def device_failure(name: str, problem: DeviceError) -> SyscallError:
+    """What a caller is told of a driver's error."""
     if isinstance(problem, RequestError):
         error = SyscallError("invalid", f"{problem.field}: {problem}", field=problem.field)
     else:

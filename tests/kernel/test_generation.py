@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from llmos.agents.handle import OS
-from llmos.drivers.contract import Abilities, DeviceError, Feed, ModelSpec, SequenceError
+from llmos.drivers.contract import (
+    Abilities,
+    DeviceError,
+    Feed,
+    ModelSpec,
+    RequestError,
+    SequenceError,
+)
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
@@ -661,5 +668,28 @@ def test_a_prompt_without_any_token_is_refused(
             with pytest.raises(SyscallError, match="no token"):
                 await kernel.os.call(Generate(prompt="\u200b"))
             assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+
+    asyncio.run(scenario())
+
+
+def test_a_conversation_that_the_template_refuses_is_the_callers_error(
+    boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+
+    def refuse(*messages: Any, **options: Any) -> list[int]:
+        raise RequestError("roles must alternate", field="messages")
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            await kernel.os.generate("story", max_tokens=1)
+            monkeypatch.setattr(bench.opened[0], "render", refuse)
+            for call in (kernel.os.generate("story"), kernel.os.context_open([user("story")])):
+                with pytest.raises(SyscallError, match="roles must alternate") as refusal:
+                    await call
+                assert (refusal.value.code, refusal.value.fields["field"]) == (
+                    "invalid",
+                    "messages",
+                )
 
     asyncio.run(scenario())
