@@ -40,6 +40,8 @@ class FileSystem:
         """Open a file of the home or of a shared folder."""
         is_writing = call.mode != "r"
         path = self._resolve(process, call.path, is_writing=is_writing)
+        if path.is_fifo():  # opening it would wait for the other side, and the kernel with it
+            raise SyscallError("invalid", f"path: {call.path} is a named pipe", field="path")
         if process.files is None:
             process.files = {}
         if len(process.files) >= _MAX_OPEN_FILES:

@@ -94,6 +94,7 @@ class Stepper:
         self.gauges = Gauges()
         self.driver: LanguageModel | None = None
         self.adapters: frozenset[str] = frozenset()  # attached to this driver
+        self._adapter_paths: dict[str, Path] = {}  # and to those before it
         self._open_driver = open_driver
         self._policy = policy
         self._clock = clock
@@ -174,6 +175,7 @@ class Stepper:
         if name not in self.adapters:
             self._device.attach(name, path)
             self.adapters |= {name}
+            self._adapter_paths[name] = path
 
     def iterate(self) -> None:
         """Run one iteration, if anybody can make progress."""
@@ -236,6 +238,9 @@ class Stepper:
     def _prepare(self, generation: Generation, grant: Grant) -> None:
         """Bring the driver to what the grant says, and the generation's own state with it."""
         driver, sequence, reused = self._device, grant.sequence, grant.reused_tokens
+        adapter = generation.order.adapter
+        if adapter is not None:  # it was attached, but perhaps before a reopen
+            self.attach(adapter, self._adapter_paths[adapter])
         for freed in grant.freed:
             driver.trim(freed, 0)
         if grant.source is not None:
@@ -255,7 +260,7 @@ class Stepper:
             constraint=generation.order.constraint,
             prompt=generation.order.prompt,
             generated=generation.output,
-            adapter=generation.order.adapter,
+            adapter=adapter,
         )
         generation.fed = reused
 

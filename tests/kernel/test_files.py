@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from llmos.agents.handle import OS
+from llmos.syscalls.calls import Open
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.rights import Capabilities
 
@@ -128,5 +130,18 @@ def test_descriptors_are_closed_when_their_process_ends(boot_kernel: Any) -> Non
             (file,) = kernel.table.get(pid).files.values()
             await kernel.os.signal(pid, "KILL")
             assert file.stream.closed
+
+    asyncio.run(scenario())
+
+
+def test_a_named_pipe_is_refused_and_does_not_hold_the_kernel(
+    boot_kernel: Any, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            with pytest.raises(SyscallError, match="named pipe"):
+                await kernel.os.call(Open(path=str(tmp_path / "fifo")))
 
     asyncio.run(scenario())

@@ -534,6 +534,31 @@ def test_an_adapter_is_attached_once_and_again_after_a_reopen(
     asyncio.run(scenario())
 
 
+def test_a_queued_generation_keeps_its_adapter_over_a_reopen(
+    boot_kernel: Any, tmp_path: Path
+) -> None:
+    bench = Bench(sequences=1)
+    bench.is_gated = True
+    version = ModelVersion(name="tuned", kind="adapter", base="scripted", path=str(tmp_path))
+
+    async def tuned(os: OS) -> str:
+        return (await os.generate("story", adapter="tuned", max_tokens=500)).text
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            kernel.registry().add(version)
+            pids = [await kernel.os.spawn(tuned) for _ in range(2)]
+            while len(kernel.inference._under_way) < 2:
+                await asyncio.to_thread(lambda: None)
+            await bench.step(3)
+            bench.opened[0].fail_next_step(DeviceError("state lost", is_fatal=True))
+            bench.free()
+            assert (await kernel.os.wait(pids[0])).error.code == "device"
+            assert await kernel.os.result(pids[1]) == f"tuned: {STORY}"
+
+    asyncio.run(scenario())
+
+
 def test_a_bug_on_the_engine_thread_fails_every_call_and_hangs_none(
     boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
