@@ -1,6 +1,6 @@
 """An agent that uses tools: one of the system's, and one written here.
 
-Run: .venv/bin/python examples/react.py
+A small model learns a new tool from a worked example. Run: .venv/bin/python examples/react.py
 """
 
 import asyncio
@@ -14,14 +14,22 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
+WORKED = {
+    "task": "How many words are in: a red car?",
+    "tool": "count_words",
+    "arguments": {"text": "a red car"},
+    "result": "3",
+    "answer": "There are 3 words.",
+}
+
+
 async def main() -> None:
     async with llmos.boot() as kernel:
         kernel.tools.add(llmos.tool(count_words))
-        for task, tools in (
-            ("What is 123 times 456?", ["calculator", "read_file"]),
-            ("How many words are in: the lamp is red?", ["count_words"]),
-        ):
-            pid = await kernel.os.spawn("react", task, tools=tools, max_steps=3)
+        for task in ("What is 123 times 456?", "How many words are in: the lamp is on?"):
+            pid = await kernel.os.spawn(
+                "react", task, tools=["calculator", "count_words"], worked=[WORKED], max_steps=3
+            )
             solved = await kernel.os.result(pid)
             print(task)
             for step in solved["steps"]:
