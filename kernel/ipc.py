@@ -56,9 +56,8 @@ class Mailboxes:
                     limit=self._capacity,
                 )
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if receiver.senders is None:
-                receiver.senders = deque()
-            receiver.senders.append(future)
+            senders = receiver.senders = receiver.senders or deque()
+            senders.append(future)
             try:
                 await self._waits.block(
                     process,
@@ -68,8 +67,8 @@ class Mailboxes:
                     target=receiver.pid,
                 )
             finally:
-                if receiver.senders is not None and future in receiver.senders:
-                    receiver.senders.remove(future)
+                if future in senders:  # else it was let in
+                    senders.remove(future)
             receiver = self._living(call.to)
         return Sent(receivers=1)
 
