@@ -7,11 +7,7 @@ from llmos.agents.prompts import prompt
 from llmos.agents.text import read_lines
 from llmos.syscalls.content import system as system_message
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.options import Sampling
 from llmos.syscalls.results import Delta
-
-# Greedy text of a small model runs in circles without a penalty.
-_SAMPLING = Sampling(repetition_penalty=1.1, penalty_window_tokens=128)
 
 
 async def chat(
@@ -39,7 +35,6 @@ async def _answer(os: OS, context: int, line: str, model: str | None, max_tokens
         [prompt("chat").turn(line=line)],
         context=context,
         model=model,
-        sampling=_SAMPLING,
         max_tokens=max_tokens,
     )
     async for piece in pieces:

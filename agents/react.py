@@ -24,11 +24,10 @@ from llmos.agents.prompts import Example, examples, prompt
 from llmos.agents.shots import nearest_examples
 from llmos.agents.text import read_lossy
 from llmos.syscalls.content import Message, assistant, user
-from llmos.syscalls.errors import ErrorCode, SyscallError
+from llmos.syscalls.errors import ErrorCode, SyscallError, invalid
 from llmos.syscalls.options import ChoiceConstraint, JsonSchemaConstraint
 from llmos.syscalls.results import ToolSpec
 from llmos.syscalls.values import JsonObject
-from llmos.syscalls.wire import invalid
 
 ANSWER = "answer"
 

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, Protocol, cast
 from pydantic import ValidationError
 
 from llmos.syscalls.content import Message, assistant, user
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.errors import SyscallError, invalid
 from llmos.syscalls.values import JsonObject
-from llmos.syscalls.wire import invalid
 
 FORMS = '{"messages": [...]}, {"instruction", "input", "output"} or {"prompt", "completion"}'
 

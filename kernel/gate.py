@@ -51,6 +51,8 @@ class Gate:
 
     def _check(self, process: Process, call: c.Call[Any]) -> None:
         match call:
+            case c.Tokenize(model="tiktoken"):
+                return  # a plain count is no use of a model
             case c.Generate() | c.Tokenize() | c.ContextOpen() | c.Evaluate():
                 self._require(process, "models", call.model or self._default_model)
                 if isinstance(call, c.Generate):

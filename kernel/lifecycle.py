@@ -12,6 +12,7 @@ run such code in a tool or in a process of its own. Event-loop thread only.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import traceback
 from collections.abc import Callable
@@ -142,6 +143,7 @@ class Lifecycle:
         # What can still be refused is done before the process is entered anywhere.
         try:
             extra = prepare(process) if prepare is not None else {}
+            _check_arguments(program, function, args, {**kwargs, **extra})
         except SyscallError:
             parent.account.refund("children", 1)
             raise
@@ -179,15 +181,15 @@ class Lifecycle:
         except GeneratorExit:  # the event loop is gone, and the kernel with it
             raise
         except (KernelPanic, KeyboardInterrupt) as problem:
-            self._end(process, _failed(process, _program_error(process, problem)))
+            self._end(process, _failed(process, _program_error(process, function, problem)))
             raise
         except BaseExceptionGroup as group:
             if group.split(Killed)[1] is not None:
-                status, error = "error", _program_error(process, group)
+                status, error = "error", _program_error(process, function, group)
             else:
                 status, signal = "killed", process.ending_signal or "KILL"
         except BaseException as problem:  # noqa: BLE001 - whatever a program raises, SystemExit too
-            status, error = "error", _program_error(process, problem)
+            status, error = "error", _program_error(process, function, problem)
         self._end(
             process,
             Exited(
@@ -409,15 +411,29 @@ def _failed(process: Process, error: ErrorValue) -> Exited:
     return Exited(pid=process.pid, program=process.program, status="error", error=error)
 
 
-def _program_error(process: Process, problem: BaseException) -> ErrorValue:
+def _program_error(
+    process: Process, function: ProgramFunction, problem: BaseException
+) -> ErrorValue:
     log.warning("process %d (%s) raised", process.pid, process.program, exc_info=problem)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(problem.__traceback__)
-    where = f" at {frames[-1].name}:{frames[-1].lineno}" if frames else ""
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename]
+    where = f" at {own[-1].name}:{own[-1].lineno}" if own else ""
     return ErrorValue(
         code="failed",
         message=f"the program raised {type(problem).__name__}{where}: {problem}",
         fields={"exception": type(problem).__name__},
     )
+
+
+def _check_arguments(
+    program: str, function: ProgramFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Raises: SyscallError("invalid") when a program cannot be called like this."""
+    try:
+        inspect.signature(function).bind(None, *args, **kwargs)
+    except TypeError as problem:
+        raise SyscallError("invalid", f"args of {program}: {problem}", field="args") from problem
 
 
 def _shown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ the SDK handle and in docs/abi.md; tests say which one is missing.
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llmos.syscalls import results as r
 from llmos.syscalls.content import Message
+from llmos.syscalls.errors import invalid
 from llmos.syscalls.options import GREEDY, Constraint, Sampling
 from llmos.syscalls.rights import Capabilities, Quota
 from llmos.syscalls.values import JsonObject, JsonValue, Value
@@ -21,7 +22,19 @@ R = TypeVar("R")
 
 
 class Call(Value, Generic[R]):
-    """The base of all calls; `R` is the type of the result."""
+    """The base of all calls; `R` is the type of the result.
+
+    A call that cannot be is never made: a wrong field raises `SyscallError("invalid")`, in a
+    program that builds the value as well as on the wire.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as problem:
+            raise invalid(problem) from problem
 
 
 # --- generate -------------------------------------------------------------------------------------

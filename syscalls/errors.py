@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from pydantic import ValidationError
+
 from llmos.syscalls.values import JsonValue, Value
 
 ErrorCode = Literal[
@@ -81,6 +83,14 @@ class SyscallError(LlmosError):
 
 def _rebuild(value: ErrorValue) -> SyscallError:
     return SyscallError.from_value(value)
+
+
+def invalid(problem: ValidationError) -> SyscallError:
+    """A validation failure as a syscall error that names the wrong fields, the first as `field`."""
+    found = problem.errors(include_url=False, include_input=False, include_context=False)
+    fields = [".".join(str(part) for part in one["loc"]) or "(whole value)" for one in found]
+    told = "; ".join(f"{field}: {one['msg']}" for field, one in zip(fields, found, strict=True))
+    return SyscallError("invalid", told, field=fields[0])
 
 
 class ConfigError(LlmosError):

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from llmos.syscalls.calls import AnySyscall, Call, Syscall
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.errors import SyscallError, invalid
 from llmos.syscalls.values import JsonObject, Value
 
 CALL_TYPES: tuple[type[Call[Any]], ...] = get_args(Syscall)
@@ -72,13 +72,6 @@ def decode_result(call_type: type[Call[Any]], data: JsonObject) -> Value:
         return result_type(call_type).model_validate_json(json.dumps(data))
     except ValidationError as problem:
         raise invalid(problem) from problem
-
-
-def invalid(problem: ValidationError) -> SyscallError:
-    """A validation failure as a syscall error that names the first wrong field."""
-    first = problem.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole value)"
-    return SyscallError("invalid", f"{field}: {first['msg']}", field=field)
 
 
 def json_value(value: Any) -> Any:

@@ -162,3 +162,42 @@ def test_training_data_is_read_with_the_callers_rights(boot_kernel: Any, tmp_pat
             assert "folders_read" in exited.error.message
 
     asyncio.run(scenario())
+
+
+def test_a_call_that_cannot_be_is_refused_with_its_field_named(boot_kernel: Any) -> None:
+    async def agent(os: OS) -> str:
+        try:
+            await os.generate("x", max_tokens=0)
+        except SyscallError as problem:
+            return f"{problem.code} {problem.fields['field']}"
+        return "made"
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            pid = await kernel.os.spawn(agent)
+            assert await kernel.os.result(pid) == "invalid max_tokens"
+
+    asyncio.run(scenario())
+
+
+def test_a_program_called_wrongly_is_not_started(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            with pytest.raises(SyscallError, match="too many positional arguments") as refusal:
+                await kernel.os.spawn(idle, "surplus")
+            assert refusal.value.fields["field"] == "args"
+            assert len(kernel.table) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_plain_count_needs_no_model_and_no_right(boot_kernel: Any) -> None:
+    async def counter(os: OS) -> int:
+        return (await os.tokenize("one two three", model="tiktoken")).count
+
+    async def scenario() -> None:
+        async with boot_kernel() as kernel:
+            pid = await kernel.os.spawn(counter, capabilities=Capabilities())
+            assert await kernel.os.result(pid) == 3
+
+    asyncio.run(scenario())
