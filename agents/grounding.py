@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llmos.agents.handle import OS
 from llmos.agents.prompts import prompt
-from llmos.agents.shots import by_nearness
+from llmos.agents.shots import nearness
 from llmos.agents.text import sentences
 from llmos.syscalls.options import ChoiceConstraint
 from llmos.syscalls.results import Hit
@@ -46,9 +46,12 @@ class Cited(NamedTuple):
 
 
 async def nearest_sentences(
-    os: OS, question: str, hits: Sequence[Hit], *, count: int
+    os: OS, question: str, hits: Sequence[Hit], *, count: int, margin: float = 2.0
 ) -> dict[str, Hit]:
-    """The statements in some hits that are nearest in meaning to a question, nearest first."""
+    """The statements in some hits that are nearest in meaning to a question, nearest first.
+
+    `margin` is how much less near than the first, as a difference of cosines, the others may be.
+    """
     origin: dict[str, Hit] = {}
     for hit in hits:
         for sentence in sentences(hit.text):
@@ -56,9 +59,9 @@ async def nearest_sentences(
                 origin.setdefault(sentence, hit)
     if not origin:
         return {}
-    found = list(origin)
-    order = await by_nearness(os, question, found)
-    return {found[index]: origin[found[index]] for index in order[:count]}
+    near = dict(zip(origin, await nearness(os, question, list(origin)), strict=True))
+    ranked = sorted(near, key=lambda sentence: -near[sentence])[:count]
+    return {one: origin[one] for one in ranked if near[ranked[0]] - near[one] <= margin}
 
 
 async def quote(
@@ -67,13 +70,16 @@ async def quote(
     hits: Sequence[Hit],
     *,
     candidates: int = 3,
+    margin: float = 0.12,
     model: str | None = None,
 ) -> Quote | None:
     """The sentence that answers a question best in the model's eyes; None when there is none.
 
-    Choices are the `candidates` sentences nearest in meaning to the question.
+    Choices are the `candidates` sentences nearest in meaning to the question. One that is nearer
+    than all others by more than `margin` is taken without asking: embeddings are then the better
+    judge than a small model.
     """
-    near = await nearest_sentences(os, question, hits, count=candidates)
+    near = await nearest_sentences(os, question, hits, count=candidates, margin=margin)
     if len(near) <= 1:
         return next((Quote(text, hit) for text, hit in near.items()), None)
     generated = await os.generate(

@@ -26,16 +26,21 @@ async def nearest_examples(
 
 
 async def by_nearness(os: OS, query: str, texts: Sequence[str]) -> list[int]:
-    """The indices of texts, the nearest in meaning to a query first.
+    """The indices of texts, the nearest in meaning to a query first."""
+    near = await nearness(os, query, texts)
+    return sorted(range(len(texts)), key=lambda index: -near[index])
 
-    Where no embedding model can be used they stay in their order.
+
+async def nearness(os: OS, query: str, texts: Sequence[str]) -> list[float]:
+    """How near in meaning each text is to a query, as the cosine of their embeddings.
+
+    All the same where no embedding model can be used.
     """
     try:
         embedded = await os.embed([query, *texts])
     except SyscallError as problem:
         if problem.code not in ("not_available", "denied"):
             raise
-        return list(range(len(texts)))
+        return [0.0] * len(texts)
     wanted, *vectors = embedded.vectors
-    nearness = [sum(a * b for a, b in zip(wanted, vector, strict=True)) for vector in vectors]
-    return sorted(range(len(texts)), key=lambda index: -nearness[index])
+    return [sum(a * b for a, b in zip(wanted, vector, strict=True)) for vector in vectors]

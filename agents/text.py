@@ -19,7 +19,8 @@ _FENCED = re.compile(r"^\s*(```|~~~).*?(?:^\s*\1|\Z)", re.DOTALL | re.MULTILINE)
 # A long paragraph is cut between sentences, and between the rows of a table or list.
 _CUT = re.compile(r"(?<=[^\d\s][.!?])\s+|\n(?=\s*(?:\||[-*+]\s|\d+\.\s))")
 _HEADING = re.compile(r"^\s*#.*$", re.MULTILINE)
-_TABLE_RULE = re.compile(r"^\s*\|[\s|:-]*$", re.MULTILINE)
+# With the row above it, which names the columns and says nothing.
+_TABLE_HEAD = re.compile(r"^\s*\|.*\n\s*\|[\s|:-]*$", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^\s*\|(.*?)\|?\s*$", re.MULTILINE)
 _LIST_MARK = re.compile(r"^\s*(?:[-*+>]|\d+\.)\s+", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)")
@@ -127,7 +128,7 @@ def prose(text: str) -> str:
     A row of a table becomes a sentence, `first cell: the others.`
     """
     text = _HEADING.sub("\n", _FENCED.sub("\n\n", text))
-    text = _TABLE_ROW.sub(_row_as_sentence, _TABLE_RULE.sub("\n", text))
+    text = _TABLE_ROW.sub(_row_as_sentence, _TABLE_HEAD.sub("\n", text))
     text = _LIST_MARK.sub("\n\n", text)
     text = _EMPHASIS.sub("", _LINK.sub(r"\1", text))
     paragraphs = (" ".join(part.split()) for part in _BLANK.split(text))

@@ -54,10 +54,11 @@ NOTES = [
 ]
 
 
-async def quoted(os: OS, question: str, notes: list[str]) -> Any:
+async def quoted(os: OS, question: str, notes: list[str], margin: float = 2.0) -> Any:
     if notes:
         await os.remember(notes)
-    found = await quote(os, question, await os.retrieve("lamp", k=5), candidates=2)
+    hits = await os.retrieve("lamp", k=5)
+    found = await quote(os, question, hits, candidates=2, margin=margin)
     return None if found is None else [found.text, found.hit.text]
 
 
@@ -68,6 +69,15 @@ def test_a_quote_is_the_sentence_that_the_model_chose(run_program: Callable[...,
     ):
         script = lambda said, sentence=sentence: sentence  # noqa: E731
         assert run_program(quoted, "Is the lamp red?", NOTES, script=script)[0] == [sentence, note]
+
+
+def test_a_sentence_that_is_far_nearer_than_the_rest_is_taken_unasked(
+    run_program: Callable[..., Any],
+) -> None:
+    question = "Is the lamp on the tower red?"
+    other = "The harbour of the town is deep."
+    taken, _ = run_program(quoted, question, NOTES, 0.1, script=lambda said: other)
+    assert taken == ["The lamp on the tower is red.", NOTES[0]]
 
 
 def test_a_single_sentence_needs_no_choice(run_program: Callable[..., Any]) -> None:

@@ -22,8 +22,9 @@ here. See [the notes](notes.md), version 3.5 of notes.txt.
 code = 1. Not prose.
 ```
 
-| a | table. |
+| what | is |
 |---|---|
+| a | table. |
 
 - An *item* one.
 - An `item` two! 2. still here.
@@ -46,7 +47,7 @@ def test_prose_keeps_paragraphs_apart() -> None:
 
 
 def test_text_without_any_prose_has_no_sentences() -> None:
-    assert sentences("# Title\n```\ncode\n```\n|---|\n") == []
+    assert sentences("# Title\n```\ncode\n```\n| a |\n|---|\n") == []
 
 
 def test_bytes_that_are_not_utf8_are_shown_and_told() -> None:
