@@ -78,12 +78,12 @@ class LlamaCpp:
             self._chat = self._model.chat_format()
             self._constraints = self._model.constraint_compiler()
             self._open_context(spec)
-        except DeviceError:
+            self._batch = LlamaBatch(self._lib, spec.batch_tokens)
+            layout = f"llama_cpp {self._lib.llama_version().decode()}, {spec.sequences} streams"
+            self._fingerprint = kv_blob.fingerprint(spec.path, layout)
+        except BaseException:
             self.close()
             raise
-        self._batch = LlamaBatch(self._lib, spec.batch_tokens)
-        layout = f"llama_cpp {self._lib.llama_version().decode()}, {spec.sequences} streams"
-        self._fingerprint = kv_blob.fingerprint(spec.path, layout)
 
     def _open_context(self, spec: ModelSpec) -> None:
         _check_memory(self._info)

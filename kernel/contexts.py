@@ -7,7 +7,8 @@ tokenizer and remembers what left. Event-loop thread only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from llmos.kernel.devices import Devices
 from llmos.kernel.library import Library
@@ -63,8 +64,20 @@ class Contexts:
         **options: object,
     ) -> None:
         """Append to a context that was looked up, leaving room for an answer."""
-        left = context.append(messages, reserve_tokens=reserve_tokens, **options)  # pyright: ignore[reportArgumentType]
-        await self._page_out(process, context, left)
+        with self.kept_on_failure(process, context):
+            left = context.append(messages, reserve_tokens=reserve_tokens, **options)  # pyright: ignore[reportArgumentType]
+            await self._page_out(process, context, left)
+
+    @contextmanager
+    def kept_on_failure(self, process: Process, context: Context) -> Generator[None]:
+        """Give the process its context back as it was when the block fails or is cancelled."""
+        before = context.fork(context.context)
+        try:
+            yield
+        except BaseException:
+            if process.contexts is not None and process.contexts.get(before.context) is context:
+                process.contexts[before.context] = before
+            raise
 
     def fork(self, process: Process, call: calls.ContextFork) -> ContextRef:
         """Copy a context for the same process."""

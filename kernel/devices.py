@@ -32,6 +32,7 @@ class Devices:
         self._tracer = tracer
         self._engines: dict[str, Engine] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._is_stopped = False
         self._embedder: Embedder | None = None
         self._held_pids: set[int] = set()
 
@@ -59,6 +60,8 @@ class Devices:
             return engine
         lock = self._opening.setdefault(setting.name, asyncio.Lock())
         async with lock:
+            if self._is_stopped:
+                raise SyscallError("device", f"device {setting.name} is closed: the kernel stops")
             engine = self._engines.get(setting.name)
             if engine is not None and engine.state == "opening":
                 # It reopens after a failure, or who had it opened was killed meanwhile.
@@ -156,7 +159,8 @@ class Devices:
         ]
 
     async def stop(self) -> None:
-        """Close every device."""
+        """Close every device; none opens after that."""
+        self._is_stopped = True
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
         if self._embedder is not None:
             await self._embedder.stop()

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import tiktoken
@@ -136,27 +137,29 @@ class Inference:
     ) -> AsyncIterator[Delta | Generated]:
         engine = await self._devices.engine(call.model)
         context = None if call.context is None else self._contexts.get(process, call.context)
-        ticket = await self._submit(process, call, engine, context, pieces)
-        generation = ticket.generation
-        earlier = (process.state, process.waiting_on)
-        process.state, process.waiting_on = "waiting_device", engine.name
-        try:
-            if pieces is not None:
-                async for delta in _deltas(generation, pieces):
-                    yield delta
-            outcome = await asyncio.shield(generation.done)
-        finally:
-            if not generation.done.done():
-                engine.cancel(generation)
-            if not process.is_over:
-                process.state, process.waiting_on = earlier
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.finish is None:  # cancelled, because the process has ended
-            raise Killed("KILL")
-        generated = self._result(call, ticket, outcome)
-        if context is not None:
-            await self._contexts.extend(process, context, [generated.message])
+        # A turn that got no answer is taken back, so that asking again does not double it.
+        with self._contexts.kept_on_failure(process, context) if context else nullcontext():
+            ticket = await self._submit(process, call, engine, context, pieces)
+            generation = ticket.generation
+            earlier = (process.state, process.waiting_on)
+            process.state, process.waiting_on = "waiting_device", engine.name
+            try:
+                if pieces is not None:
+                    async for delta in _deltas(generation, pieces):
+                        yield delta
+                outcome = await asyncio.shield(generation.done)
+            finally:
+                if not generation.done.done():
+                    engine.cancel(generation)
+                if not process.is_over:
+                    process.state, process.waiting_on = earlier
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.finish is None:  # cancelled, because the process has ended
+                raise Killed("KILL")
+            generated = self._result(call, ticket, outcome)
+            if context is not None:
+                await self._contexts.extend(process, context, [generated.message])
         yield generated
 
     async def _submit(

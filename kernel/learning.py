@@ -90,14 +90,17 @@ class Learning:
         self._registry = registry
         self._spawn = spawn
         self._jobs: LearnJobs | None = None
+        self._evaluating = asyncio.Lock()
 
     def finetune(self, process: Process, call: calls.Finetune) -> Spawned:
         """Start a training job as a child of the caller."""
         return self._spawn(process, Job(self._opened(), self._with_data(process, call)))
 
     async def evaluate(self, process: Process, call: calls.Evaluate) -> Evaluated:
-        """Held-out loss, computed in an OS process of its own."""
-        return await self._opened().evaluate(self._with_data(process, call))
+        """Held-out loss, computed in an OS process of its own; one evaluation runs at a time."""
+        call = self._with_data(process, call)
+        async with self._evaluating:
+            return await self._opened().evaluate(call)
 
     def models(self) -> ModelVersions:
         """Configured models, then adapters."""

@@ -720,3 +720,26 @@ def test_a_conversation_that_the_template_refuses_is_the_callers_error(
                 )
 
     asyncio.run(scenario())
+
+
+def test_a_turn_that_got_no_answer_is_taken_back(boot_kernel: Any) -> None:
+    bench = Bench(script={"one": "first"})
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            os = kernel.os
+            context = await os.context_open([system("be brief")])
+            await os.generate("one", context=context)
+            bench.opened[0].fail_next_step(DeviceError("a passing fault"))
+            with pytest.raises(SyscallError, match="a passing fault"):
+                await os.generate("two", context=context)
+            stream = os.stream("three", context=context)
+            await anext(stream)
+            await stream.aclose()
+            seen = [one.preview for one in (await os.context_stat(context)).segments]
+            assert seen == ["be brief", "one", "first"]
+            pieces = [piece async for piece in os.stream("one", context=context)]
+            assert isinstance(pieces[-1], Generated)
+            assert len((await os.context_stat(context)).segments) == 5
+
+    asyncio.run(scenario())
