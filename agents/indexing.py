@@ -1,7 +1,8 @@
 """Index the files of a folder in long-term memory, in chunks that say where they come from.
 
 Idempotent: a file whose content is in memory already is left alone, one that changed replaces what
-was there. One file is stored in one call, so that memory never holds half of it.
+was there. One file is stored in one call, so that memory never holds half of it. What is known of a
+file that is gone stays: `os.forget(source=..., namespace=...)` removes it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ TEXT_SUFFIXES = frozenset(
 MAX_FILE_BYTES = 1024 * 1024
 
 
-def namespace_of(folder: str) -> str:
-    """The memory namespace that a folder is indexed in when none is given."""
-    return f"folder-{hashlib.sha256(folder.encode()).hexdigest()[:12]}"
+def namespace_of(folder: str, *, pid: int | None = None) -> str:
+    """The memory namespace that a folder is indexed in when none is given.
+
+    A relative folder is in the home of the process `pid`, so another process's is another.
+    """
+    named = folder if PurePosixPath(folder).is_absolute() else f"{pid}:{folder}"
+    return f"folder-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
 
 
 async def text_files(os: OS, folder: str) -> tuple[list[FileInfo], list[str]]:
@@ -61,7 +66,7 @@ async def indexer(
     Returns `{"namespace", "files", "unchanged", "notes", "lossy", "skipped"}`: `lossy` names files
     with bytes that are not UTF-8, `skipped` those left out, with the reason.
     """
-    space = namespace or namespace_of(folder)
+    space = namespace or namespace_of(folder, pid=os.pid)
     skipped: list[str] = []
     if paths is None:
         files, skipped = await text_files(os, folder)

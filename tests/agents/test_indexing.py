@@ -73,4 +73,5 @@ def test_a_changed_file_replaces_what_was_there(folder: Path, boot_agents: BootA
 
 
 def test_a_folder_has_the_same_namespace_every_time() -> None:
-    assert namespace_of("/a") == namespace_of("/a") != namespace_of("/b")
+    assert namespace_of("/a") == namespace_of("/a", pid=7) != namespace_of("/b")
+    assert namespace_of("a", pid=7) != namespace_of("a", pid=8)
