@@ -30,7 +30,7 @@ from llmos.kernel.generation import Generation, Outcome
 from llmos.kernel.policies import Policy
 from llmos.kernel.threads import contained
 from llmos.memory.kv import Grant, KVSpace
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
 
 log = logging.getLogger("llmos.kernel")
@@ -39,6 +39,8 @@ log = logging.getLogger("llmos.kernel")
 MIXED_PREFILL_TOKENS = 128
 # A generation waits for a running prefill that will spare it at least this much.
 WORTH_WAITING_TOKENS = 32
+# Iterations without a step, although somebody wants one, before that is taken for a bug of ours.
+MAX_IDLE_ITERATIONS = 100
 
 State = Literal["closed", "opening", "ready", "down"]
 
@@ -103,6 +105,7 @@ class Stepper:
         self._held_pids: set[int] = set()
         self._last_adapter: str | None = None
         self._report = Report()
+        self._idle_iterations = 0
         # the device failed while something ended; it is reopened before anything else runs
         self._fault: DeviceError | None = None
 
@@ -186,7 +189,9 @@ class Stepper:
             return
         feeds, batch = self._plan()
         if not feeds:
+            self._count_idle()
             return
+        self._idle_iterations = 0
         started = self._clock.now()
         try:
             sampled = contained(lambda: self._device.step(feeds), is_fatal=True)
@@ -194,6 +199,13 @@ class Stepper:
             self._after_failure(batch, problem)
             return
         self._publish(feeds, batch, sampled, started, self._clock.now())
+
+    def _count_idle(self) -> None:
+        """An iteration had nothing to feed; many in a row, and somebody waits for ever."""
+        self._idle_iterations = self._idle_iterations + 1 if self.has_work else 0
+        if self._idle_iterations > MAX_IDLE_ITERATIONS:
+            states = [(g.entry.key, g.sequence, g.fed, g.length) for g in self._generations]
+            raise KernelPanic(f"generations wait that nothing serves: {states}")
 
     # --- plan ------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from llmos.drivers.contract import (
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
+from llmos.kernel.stepper import Stepper
 from llmos.syscalls.calls import Generate
 from llmos.syscalls.content import system, user
 from llmos.syscalls.errors import SyscallError
@@ -741,5 +742,23 @@ def test_a_turn_that_got_no_answer_is_taken_back(boot_kernel: Any) -> None:
             pieces = [piece async for piece in os.stream("one", context=context)]
             assert isinstance(pieces[-1], Generated)
             assert len((await os.context_stat(context)).segments) == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_generation_that_nothing_would_ever_serve_is_told_so(
+    boot_kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+            await kernel.os.generate("story", max_tokens=1)
+            monkeypatch.setattr(Stepper, "_give_sequence", lambda *_: False)
+            with pytest.raises(SyscallError, match="generations wait that nothing serves"):
+                await kernel.os.generate("story", max_tokens=500)
+            monkeypatch.undo()
+            assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
 
     asyncio.run(scenario())
