@@ -7,7 +7,6 @@ coroutine and wait. Any thread may call them, and several at once: their generat
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -97,20 +96,29 @@ class Kernel:
 
         An interrupt of this thread ends the work, and waits until it has cleaned up.
         """
-        is_over = threading.Event()
+        done: Future[R] = Future()
+        tasks: list[asyncio.Task[None]] = []
 
-        async def watched() -> R:
+        async def watched() -> None:
             try:
-                return await work
-            finally:
-                is_over.set()
+                done.set_result(await work)
+            except BaseException as problem:  # noqa: BLE001 - passed on to the waiting thread
+                done.set_exception(problem)
 
-        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        def begin() -> None:
+            tasks.append(self._loop.create_task(watched()))
+
+        def end() -> None:
+            for task in tasks:
+                task.cancel()
+
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(begin)
+            return done.result()
         finally:
-            if future.cancel():  # only when an interrupt came before the end
-                is_over.wait(_CLEAN_UP_S)
+            if not done.done():  # an interrupt, which may come as soon as the work has begun
+                self._loop.call_soon_threadsafe(end)
+                wait((done,), _CLEAN_UP_S)
 
     def iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
         """Go through what the kernel yields, such as `kernel.kernel.os.stream(...)`."""
