@@ -13,7 +13,7 @@ from llmos.kernel.devices import Devices
 from llmos.kernel.process import Process
 from llmos.memory.store import Store
 from llmos.syscalls import calls
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.errors import ConfigError, SyscallError
 from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
 
 
@@ -111,7 +111,10 @@ class Library:
                 self._opening = asyncio.create_task(self._open())
             # A task of its own: whoever asks first may be killed, and the store is open all the
             # same, and locked.
-            await asyncio.shield(self._opening)
+            try:
+                await asyncio.shield(self._opening)
+            except ConfigError as problem:  # another kernel has it, or it is of a newer version
+                raise SyscallError("storage", str(problem), field=problem.field) from problem
         return self._store
 
     async def _open(self) -> Store:
