@@ -257,6 +257,46 @@ def _message(turn: dict[str, str]) -> Message:
     return make(turn["content"])
 
 
+def test_agents_faults_are_their_own_and_the_model_goes_on(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"The ball is red.\xff\xfe")
+
+    async def hang() -> None:
+        """Never come back."""
+        await asyncio.Event().wait()
+
+    async def raising(os: OS) -> None:
+        await os.generate("Hi", max_tokens=1)
+        raise ValueError("the agent's own fault")
+
+    async def hanging(os: OS) -> None:
+        await os.tool_call("hang", timeout_s=0.05)
+
+    async def unknown(os: OS) -> None:
+        await os.generate("Hi", model="no-such-model")
+
+    async def flooding(os: OS) -> None:
+        for number in range(1000):
+            await os.send(os.pid, number, on_full="refuse")
+
+    async def reading(os: OS) -> str:
+        text = await os.read_text(str(bad))
+        return (await os.generate(f"{text} What colour is it?", max_tokens=20)).text
+
+    async def scenario(kernel: Kernel) -> None:
+        os: OS = kernel.os
+        kernel.tools.add(llmos.tool(hang))
+        spent = await os.spawn(tell, "Tell a long story.", 50, quota=llmos.Quota(tokens_in=3))
+        pids = [await os.spawn(one) for one in (raising, hanging, unknown, flooding)]
+        ended = [await os.wait(pid) for pid in (spent, *pids)]
+        codes = [one.error.code if one.error else one.status for one in ended]
+        assert codes == ["quota_exceeded", "failed", "timeout", "unknown_model", "mailbox_full"]
+        assert await os.result(await os.spawn(reading))
+        assert len(await os.ps()) == 1
+
+    run(tmp_path, scenario)
+
+
 def test_memory_survives_a_reboot(tmp_path: Path) -> None:
     async def first(kernel: Kernel) -> None:
         await kernel.os.remember(["The spare key is under the blue pot."], namespace="house")
