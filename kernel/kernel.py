@@ -204,18 +204,7 @@ class Kernel:
                 )
             return {}
 
-        return self._start(
-            process,
-            call.program,
-            function,
-            args=call.args,
-            kwargs=call.kwargs,
-            capabilities=call.capabilities,
-            quota=call.quota,
-            nice=call.nice,
-            stdin=stdin,
-            prepare=prepare,
-        )
+        return self._start_as_asked(process, call, function, stdin=stdin, prepare=prepare)
 
     def fork(self, process: Process, call: calls.Fork) -> Spawned:
         """Start a child that holds copies of the caller's contexts."""
@@ -226,17 +215,7 @@ class Kernel:
         def prepare(child: Process) -> dict[str, Any]:
             return {"contexts": self.contexts.hand_down(process, child, call.contexts)}
 
-        return self._start(
-            process,
-            call.program,
-            function,
-            args=call.args,
-            kwargs=call.kwargs,
-            capabilities=call.capabilities,
-            quota=call.quota,
-            nice=call.nice,
-            prepare=prepare,
-        )
+        return self._start_as_asked(process, call, function, prepare=prepare)
 
     def spawn_graph(self, process: Process, call: calls.SpawnGraph) -> Spawned:
         """Start a task graph as a job."""
@@ -311,6 +290,28 @@ class Kernel:
         )
 
     # --- internals --------------------------------------------------------------------------------
+
+    def _start_as_asked(
+        self,
+        parent: Process,
+        call: calls.Spawn | calls.Fork,
+        function: ProgramFunction,
+        *,
+        stdin: Pipe | None = None,
+        prepare: Callable[[Process], dict[str, Any]],
+    ) -> Spawned:
+        return self._start(
+            parent,
+            call.program,
+            function,
+            args=call.args,
+            kwargs=call.kwargs,
+            capabilities=call.capabilities,
+            quota=call.quota,
+            nice=call.nice,
+            stdin=stdin,
+            prepare=prepare,
+        )
 
     def _start(
         self,

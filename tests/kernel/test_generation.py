@@ -176,7 +176,11 @@ def test_many_agents_share_the_batch_and_none_is_lost(boot_kernel: Any) -> None:
                 (await kernel.os.generate(f"number {index}", max_tokens=40)).text
                 for index in range(50)
             ]
+            bench.is_gated = True  # until all have asked: a fast device would serve them singly
             pids = [await kernel.os.spawn(write, f"number {index}", 40) for index in range(50)]
+            while any(kernel.table.get(pid).state != "waiting_device" for pid in pids):
+                await asyncio.sleep(0)
+            bench.free()
             assert await kernel.os.results(pids) == alone
             await quiet(kernel)
             assert max(bench.batches) == 8
