@@ -179,7 +179,7 @@ def test_many_agents_share_the_batch_and_none_is_lost(boot_kernel: Any) -> None:
             bench.is_gated = True  # until all have asked: a fast device would serve them singly
             pids = [await kernel.os.spawn(write, f"number {index}", 40) for index in range(50)]
             while any(kernel.table.get(pid).state != "waiting_device" for pid in pids):
-                await asyncio.sleep(0)
+                await asyncio.to_thread(lambda: None)
             bench.free()
             assert await kernel.os.results(pids) == alone
             await quiet(kernel)
