@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import LlmosError
@@ -21,6 +21,8 @@ from llmos.syscalls.options import Constraint, Sampling
 from llmos.syscalls.results import ToolSpec
 
 SequenceId = int
+KVLayout = Literal["auto", "streams", "unified"]
+KVType = Literal["f16", "q8_0"]
 
 
 class DeviceError(LlmosError):
@@ -91,6 +93,12 @@ class ModelSpec:
     threads: int | None = None  # None: all cores of this process's affinity mask
     device: str = "cpu"  # torch device string; llama_cpp: "cpu"
     dtype: str = "auto"
+    # llama_cpp: one stream of KV a sequence, or one buffer that all share and in which forks cost
+    # nothing; `auto` is the driver's choice
+    kv_layout: KVLayout = "auto"
+    kv_type: KVType = "f16"  # llama_cpp: the number format of KV
+    flash_attention: bool | None = None  # llama_cpp; None: where the library thinks it pays
+    micro_batch_tokens: int | None = None  # llama_cpp: tokens of one pass; None: `batch_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,7 @@ class Abilities:
     can_constrain: bool = True
     can_attach: bool = True
     can_mix_adapters: bool = False  # sequences with different adapters in one step
+    can_verify: bool = False  # feeds may carry a draft
     is_deterministic: bool = True
 
 
@@ -123,6 +132,9 @@ class ModelInfo:
     end_tokens: frozenset[int]
     weights_format: str
     abilities: Abilities
+    # One buffer of this many tokens that all sequences draw from and in which forks share; None:
+    # each sequence has `context_tokens` of its own, and a fork is a copy sooner or later.
+    kv_cells: int | None = None
 
 
 class Allocation(NamedTuple):
@@ -134,11 +146,16 @@ class Allocation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens for one sequence in one step. `sample` asks for the token after the last of them."""
+    """Tokens for one sequence in one step. `sample` asks for the token after the last of them.
+
+    `draft` guesses at what follows, for a driver that `can_verify`; it needs `sample`. The driver
+    computes the guesses along with the tokens and keeps those that it would have sampled.
+    """
 
     sequence: SequenceId
     tokens: Sequence[int]
     sample: bool
+    draft: Sequence[int] = ()
 
 
 class Sampled(NamedTuple):
@@ -147,6 +164,8 @@ class Sampled(NamedTuple):
     `logprob` and `top` are of the raw distribution, before penalties and temperature, and are
     given when the sequence's sampling asks for logprobs. `is_end` when the token ends generation:
     an end-of-generation token, or a constraint that is complete; such a token carries no text.
+    `forced` are the tokens that the constraint makes certain to follow this one: they are part of
+    the output, count as generated, and are to be fed with it. None are given with logprobs.
     """
 
     sequence: SequenceId
@@ -154,6 +173,7 @@ class Sampled(NamedTuple):
     is_end: bool
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    forced: tuple[int, ...] = ()
 
 
 class LanguageModel(Protocol):
@@ -207,8 +227,14 @@ class LanguageModel(Protocol):
     def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
         """Run one iteration: append each feed's tokens to its KV and sample where asked.
 
-        At most one feed a sequence, at most `info.batch_tokens` tokens in all, all sequences on one
-        adapter unless `can_mix_adapters`. A sampled token is not in KV until it is fed.
+        At most one feed a sequence, at most `info.batch_tokens` tokens in all, drafts included, all
+        sequences on one adapter unless `can_mix_adapters`. A sampled token is not in KV until it is
+        fed.
+
+        A feed with a draft gives one `Sampled` for each guess that was right, and one more, in
+        order: what sampling token by token would have given, by the same random draws. The right
+        guesses are then in KV, the rest is not; an end token, or one that forces others, is the
+        last.
         Raises: DeviceError; unless it is fatal, no sequence's KV has changed.
         """
         ...

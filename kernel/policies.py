@@ -28,11 +28,31 @@ class Entry:
     queued_s: float
     # tokens fed or sampled since it was given its sequence
     turn_tokens: int = 0
+    # what users wait for: the process below init that this one descends from, or a conversation
+    program: int = 0
+    program_arrived_s: float = 0.0
+    # who is to get a fair share, and how large a one
+    client: str = ""
+    weight: float = 1.0
+    deadline_s: float | None = None  # nobody waits for it after that
+    path_s: float = 0.0  # the longest way from here to the end of its task graph
 
 
 class Policy(Protocol):
     @property
     def name(self) -> PolicyName: ...
+
+    def enter(self, entry: Entry) -> None:
+        """A generation has arrived."""
+        ...
+
+    def served(self, entry: Entry, *, prompt_tokens: int, new_tokens: int) -> None:
+        """A step has computed this much for an entry."""
+        ...
+
+    def leave(self, entry: Entry) -> None:
+        """A generation is over."""
+        ...
 
     def order(self, entries: Sequence[Entry]) -> list[Entry]:
         """The entries, first to serve first."""
@@ -43,7 +63,20 @@ class Policy(Protocol):
         ...
 
 
-class Fifo:
+class _Stateless:
+    """A policy to which arrivals, service and ends are nothing."""
+
+    def enter(self, entry: Entry) -> None:
+        pass
+
+    def served(self, entry: Entry, *, prompt_tokens: int, new_tokens: int) -> None:
+        pass
+
+    def leave(self, entry: Entry) -> None:
+        pass
+
+
+class Fifo(_Stateless):
     """First come, first served, to the end."""
 
     name: PolicyName = "fifo"
@@ -55,7 +88,7 @@ class Fifo:
         return None
 
 
-class RoundRobin:
+class RoundRobin(_Stateless):
     """Each in turn gets a quantum of tokens while others wait for a sequence."""
 
     name: PolicyName = "round_robin"
@@ -73,7 +106,7 @@ class RoundRobin:
         return max(spent, key=lambda entry: (entry.turn_tokens, entry.key), default=None)
 
 
-class Priority:
+class Priority(_Stateless):
     """Lower `nice` first, with ageing.
 
     Waiting for `ageing_s` is worth one step of `nice`. As all waits grow alike, that is the fixed

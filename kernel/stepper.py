@@ -151,6 +151,7 @@ class Stepper:
             return
         generation.is_held = generation.entry.pid in self._held_pids
         self._generations.append(generation)
+        self._policy.enter(generation.entry)
 
     def cancel(self, generation: Generation) -> None:
         """End a generation without a finish reason and free its sequence."""
@@ -379,10 +380,14 @@ class Stepper:
             kv.append(feed.sequence, feed.tokens)
             if generation.first_fed_s is None:
                 generation.first_fed_s = started_s
-            if len(feed.tokens) == 1 and generation.output:
-                report.decode_tokens += 1
-            else:
-                report.prefill_tokens += len(feed.tokens)
+            is_decode = len(feed.tokens) == 1 and bool(generation.output)
+            report.decode_tokens += is_decode
+            report.prefill_tokens += 0 if is_decode else len(feed.tokens)
+            self._policy.served(
+                generation.entry,
+                prompt_tokens=0 if is_decode else len(feed.tokens),
+                new_tokens=int(feed.sample),
+            )
             generation.fed += len(feed.tokens)
             generation.entry.turn_tokens += len(feed.tokens)
             generation.kv_token_s += generation.fed * (ended_s - started_s)
@@ -464,6 +469,7 @@ class Stepper:
         self._free(generation, keep=finish is not None)
         if generation in self._generations:
             self._generations.remove(generation)
+            self._policy.leave(generation.entry)
         outcome = generation.outcome(
             now_s=self._clock.now(),
             kv_bytes_per_token=self._device.info.kv_bytes_per_token,
