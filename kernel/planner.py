@@ -1,0 +1,161 @@
+"""What to feed in the next iteration: which sequences decode, and how many prompt tokens beside.
+
+Pure and without a device: it sees what each generation wants, in the policy's order, and how long
+passes take (`pace.py`). The same class runs in the kernel and in the simulation.
+
+Decoding and prefilling compete for the device, and three rules settle it:
+
+- *Latency.* While an urgent generation runs, a step may take `stretch` times what it would take
+  that generation alone. What others get is what fits: they take turns, the one that has waited
+  longest first. Nobody's step is longer than `step_s`, so that whoever comes next is served soon.
+- *Delay against gain.* A prompt ahead of everybody that decodes goes first. One behind them would
+  hold up each of them by its prefill; but once it decodes too, every step serves one more, and all
+  that wait gain the time saved. It goes first if `gain` times that is larger. On a device where
+  rows are nearly free (a GPU) that fills the batch; where they are not, programs that came earlier
+  finish earlier. `gain` 0 makes decodes always first, a large one prompts.
+- *No starvation.* A prompt that waits gets at least `prompt_share` of the time.
+
+Sources: chunked prefill beside decodes, Agrawal et al., Sarathi-Serve (OSDI'24); delay against gain
+is Smith's rule (1956) with the batch's saving as the job's worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmos.kernel.pace import Pace
+
+# Smaller chunks of a prompt waste a pass over the weights.
+_LEAST_CHUNK_TOKENS = 16
+# Known tokens up to this count are decoding: forced tokens come in one feed with a sampled one.
+_DECODE_ROWS = 16
+
+
+class Want(NamedTuple):
+    """What one generation needs: `pending` known tokens are not in KV yet."""
+
+    key: int
+    pending: int
+    is_decoding: bool  # it has sampled before; else its prompt is being read
+    is_urgent: bool
+    remaining_tokens: int  # how many it will still sample, as far as anybody knows
+    last_step: int  # the number of the last step that it was in
+
+
+class Share(NamedTuple):
+    """How many tokens a generation feeds in the iteration."""
+
+    key: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a step; see the module. `step_s` is seconds."""
+
+    batch_tokens: int = 512
+    step_s: float = 0.25
+    stretch: float = 2.5
+    prompt_share: float = 0.25
+    gain: float = 4.0
+
+
+class Planner:
+    """Plans one device's iterations. Keeps only how much time waiting prompts are owed."""
+
+    def __init__(self, limits: Limits, pace: Pace) -> None:
+        self.limits = limits
+        self._pace = pace
+        self._owed_s = 0.0
+
+    def plan(self, wants: Sequence[Want]) -> list[Share]:
+        """Shares of the next step for wants in the policy's order; decodes come first."""
+        decoding = [w for w in wants if _decodes(w)]
+        reading = [w for w in wants if not _decodes(w)]
+        if any(want.is_urgent for want in wants):
+            return self._beside_urgent(decoding, reading)
+        shares = self._fit(decoding, self.limits.batch_tokens)
+        if not reading:
+            self._owed_s = 0.0
+            return shares
+        rows = sum(share.tokens for share in shares)
+        within_s = self._prompt_s(wants, decoding, reading, rows)
+        return shares + self._chunks(reading, self.limits.batch_tokens - rows, within_s)
+
+    def _prompt_s(
+        self, wants: Sequence[Want], decoding: Sequence[Want], reading: Sequence[Want], rows: int
+    ) -> float:
+        """Seconds of this step for prompts."""
+        rest_s = max(self.limits.step_s - self._pace.pass_s(rows), 0.0)
+        if not decoding or wants[0] is reading[0] or self._gains(decoding, reading):
+            self._owed_s = 0.0
+            return rest_s
+        share = self.limits.prompt_share
+        self._owed_s += self._pace.pass_s(rows) * share / (1 - share)
+        chunk = min(reading[0].pending, _LEAST_CHUNK_TOKENS)
+        if self._owed_s < self._pace.pass_s(chunk):
+            return 0.0
+        owed_s, self._owed_s = min(self._owed_s, self.limits.step_s), 0.0
+        return owed_s
+
+    def _gains(self, decoding: Sequence[Want], reading: Sequence[Want]) -> bool:
+        """Whether all together gain by reading the first prompt before anybody decodes on."""
+        first, pace = reading[0], self._pace
+        rows = len(decoding)
+        saved_s = pace.pass_s(rows) + pace.pass_s(1) - pace.pass_s(rows + 1)
+        together = min(first.remaining_tokens, max(w.remaining_tokens for w in decoding))
+        delay_s = pace.prompt_s(first.pending, batch_tokens=self.limits.batch_tokens)
+        return self.limits.gain * saved_s * together * len(reading) > delay_s * rows
+
+    def _beside_urgent(self, decoding: Sequence[Want], reading: Sequence[Want]) -> list[Share]:
+        """Urgent ones whole; of the others, in turn, what fits beside them."""
+        budget = self.limits.batch_tokens
+        shares = self._fit([w for w in decoding if w.is_urgent], budget)
+        rows = sum(share.tokens for share in shares)
+        first = [w for w in reading if w.is_urgent]
+        if first:
+            return shares + self._chunks(first, budget - rows, self.limits.step_s)
+        within_s = self._pace.pass_s(rows) * self.limits.stretch
+        others = sorted(
+            [w for w in (*decoding, *reading) if not w.is_urgent], key=lambda w: w.last_step
+        )
+        chunks: list[Share] = []
+        prompt_tokens = 0
+        for want in others:
+            if _decodes(want):
+                more = self._pace.step_s(rows=rows + want.pending, prompt_tokens=prompt_tokens)
+                if more <= within_s and rows + prompt_tokens + want.pending <= budget:
+                    shares.append(Share(want.key, want.pending))
+                    rows += want.pending
+            elif not chunks:
+                left_s = within_s - self._pace.pass_s(rows)
+                chunks = self._chunks([want], budget - rows, left_s)
+                prompt_tokens = sum(chunk.tokens for chunk in chunks)
+        return shares + chunks
+
+    def _fit(self, wants: Sequence[Want], budget: int) -> list[Share]:
+        """Whole shares in order while they fit the budget."""
+        shares: list[Share] = []
+        for want in wants:
+            if want.pending <= budget:
+                shares.append(Share(want.key, want.pending))
+                budget -= want.pending
+        return shares
+
+    def _chunks(self, wants: Sequence[Want], budget: int, seconds: float) -> list[Share]:
+        """Prompt chunks in order, within a budget of tokens and of time."""
+        budget = min(budget, self._pace.rows_within(seconds, most=max(budget, 1)))
+        chunks: list[Share] = []
+        for want in wants:
+            count = min(want.pending, budget)
+            if count <= 0:
+                break
+            chunks.append(Share(want.key, count))
+            budget -= count
+        return chunks
+
+
+def _decodes(want: Want) -> bool:
+    return want.is_decoding and want.pending <= _DECODE_ROWS
