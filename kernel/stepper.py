@@ -4,15 +4,14 @@ Iteration-level scheduling (Orca, OSDI'22): before every step the plan is made a
 wants tokens, so generations join and leave the batch between tokens, prompts are fed in chunks
 beside running decodes, and a stop, a kill or a change of priority takes effect at the next step.
 
-Owns the open driver, its KV bookkeeping and its generations, on one thread; knows the event loop
-only as something that collects reports.
+Owns the open driver and its generations, on one thread; where their KV is, `residency.py` knows;
+the event loop is known only as something that collects reports.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,8 +27,8 @@ from llmos.drivers.contract import (
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation, Outcome
 from llmos.kernel.policies import Policy
+from llmos.kernel.residency import Residency
 from llmos.kernel.threads import contained
-from llmos.memory.kv import Grant, KVSpace
 from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
 
@@ -100,7 +99,7 @@ class Stepper:
         self._open_driver = open_driver
         self._policy = policy
         self._clock = clock
-        self._kv: KVSpace | None = None
+        self._residency: Residency | None = None
         self._generations: list[Generation] = []
         self._held_pids: set[int] = set()
         self._last_adapter: str | None = None
@@ -122,9 +121,10 @@ class Stepper:
         except Exception as problem:
             self.state, self.reason = "down", str(problem)
             raise
-        info = self.driver.info
         self.adapters = frozenset()
-        self._kv = KVSpace(sequences=info.sequences, context_tokens=info.context_tokens)
+        self._residency = Residency(
+            self.driver, attach=lambda name: self.attach(name, self._adapter_paths[name])
+        )
         self.state, self.reason = "ready", None
 
     def close(self) -> None:
@@ -216,70 +216,33 @@ class Stepper:
         by_key = {g.entry.key: g for g in waiting}
         for entry in self._policy.order([g.entry for g in waiting]):
             generation = by_key[entry.key]
-            if self._is_full() and self._victim() is None:
-                break
             if self._should_wait_for_prefix(generation):
                 continue
             if not self._give_sequence(generation):
                 break
 
     def _give_sequence(self, generation: Generation) -> bool:
-        kv = self._require_kv()
-        tokens = generation.known(0, generation.length)
-        adapter, domain = generation.order.adapter, generation.order.domain
-        grant = kv.acquire(tokens, adapter=adapter, domain=domain)
-        if grant is None:
-            victim = self._victim()
-            if victim is None:
-                return False
-            self._preempt(victim)
-            grant = kv.acquire(tokens, adapter=adapter, domain=domain)
-            if grant is None:
-                return False
-        generation.sequence = grant.sequence
+        """Place a generation, in another's stead if the policy says so."""
         try:
-            contained(lambda: self._prepare(generation, grant), is_fatal=False)
+            if not self._place(generation):
+                return False
         except DeviceError as problem:
             self._after_failure([generation], problem)
             return True
-        reused = generation.fed
         generation.entry.turn_tokens = 0
         if generation.cached_tokens is None:
-            generation.cached_tokens = min(reused, len(generation.order.prompt))
+            generation.cached_tokens = min(generation.fed, len(generation.order.prompt))
         return True
 
-    def _prepare(self, generation: Generation, grant: Grant) -> None:
-        """Bring the driver to what the grant says, and the generation's own state with it."""
-        driver, sequence, reused = self._device, grant.sequence, grant.reused_tokens
-        adapter = generation.order.adapter
-        if adapter is not None:  # it was attached, but perhaps before a reopen
-            self.attach(adapter, self._adapter_paths[adapter])
-        for freed in grant.freed:
-            driver.trim(freed, 0)
-        if grant.source is not None:
-            driver.fork(grant.source, sequence, reused)
-        elif driver.length(sequence) > reused:
-            driver.trim(sequence, reused)
-        saved, generation.saved = generation.saved, None
-        if saved is not None and generation.saved_tokens > reused:
-            driver.trim(sequence, 0)
-            driver.restore(saved, sequence)
-            kv, reused = self._require_kv(), generation.saved_tokens
-            kv.truncate(sequence, 0)
-            kv.append(sequence, generation.known(0, reused))
-        driver.add(
-            sequence,
-            sampling=generation.order.sampling,
-            constraint=generation.order.constraint,
-            prompt=generation.order.prompt,
-            generated=generation.output,
-            adapter=adapter,
-        )
-        generation.fed = reused
-
-    def _is_full(self) -> bool:
-        kv = self._require_kv()
-        return kv.active_sequences == self._device.info.sequences
+    def _place(self, generation: Generation) -> bool:
+        residency = self._require_residency()
+        if not residency.is_full and residency.place(generation):
+            return True
+        victim = self._victim(generation)
+        if victim is None:
+            return False
+        self._preempt(victim)
+        return residency.place(generation)
 
     def _should_wait_for_prefix(self, generation: Generation) -> bool:
         """Whether a running prefill is computing a prefix that this generation also needs."""
@@ -301,25 +264,20 @@ class Stepper:
                 return True
         return False
 
-    def _victim(self) -> Generation | None:
+    def _victim(self, waiting: Generation) -> Generation | None:
+        """Who must give up its sequence for this one, if anybody."""
         holding = [g for g in self._generations if g.sequence is not None]
         for generation in holding:
             if generation.is_held:
                 return generation
-        waiting = [g.entry for g in self._generations if g.sequence is None and not g.is_held]
-        chosen = self._policy.victim(waiting, [g.entry for g in holding])
+        chosen = self._policy.victim([waiting.entry], [g.entry for g in holding])
         return next((g for g in holding if g.entry is chosen), None)
 
     def _preempt(self, generation: Generation) -> None:
-        """Take a generation's sequence; its KV moves to host memory where the driver can."""
-        assert generation.sequence is not None
-        if generation.fed and self._device.info.abilities.can_save:
-            sequence = generation.sequence
-            # What cannot be saved is computed again.
-            with suppress(DeviceError):
-                generation.saved = contained(lambda: self._device.save(sequence), is_fatal=False)
-                generation.saved_tokens = generation.fed
-        self._free(generation, keep=False)
+        try:
+            self._require_residency().swap_out(generation)
+        except DeviceError as problem:
+            self._fault = problem
         generation.entry.queued_s = self._clock.now()
 
     def _plan(self) -> tuple[list[Feed], list[Generation]]:
@@ -373,11 +331,11 @@ class Stepper:
         started_s: float,
         ended_s: float,
     ) -> None:
-        kv = self._require_kv()
+        residency = self._require_residency()
         report = self._report
         chosen = {one.sequence: one for one in sampled}
         for feed, generation in zip(feeds, batch, strict=True):
-            kv.append(feed.sequence, feed.tokens)
+            residency.record(feed.sequence, feed.tokens)
             if generation.first_fed_s is None:
                 generation.first_fed_s = started_s
             is_decode = len(feed.tokens) == 1 and bool(generation.output)
@@ -441,15 +399,12 @@ class Stepper:
 
     def take_report(self) -> Report | None:
         """What happened since the last time, if anything, for the event loop."""
-        kv = self._require_kv()
+        holdings = self._require_residency().holdings()
         holding = [g for g in self._generations if g.sequence is not None]
         self.gauges = self.gauges._replace(
             running=len(holding),
             waiting=len(self._generations) - len(holding),
-            cached_sequences=kv.cached_sequences,
-            kv_tokens=kv.used_tokens,
-            shared_tokens=kv.shared_tokens,
-            swapped_bytes=sum(len(g.saved) for g in self._generations if g.saved is not None),
+            **holdings._asdict(),
         )
         report = self._report
         if not report.pieces and not report.ended and report.started_s is None:
@@ -466,7 +421,11 @@ class Stepper:
         finish: FinishReason | None,
         error: SyscallError | None = None,
     ) -> None:
-        self._free(generation, keep=finish is not None)
+        if self._residency is not None:
+            try:
+                self._residency.let_go(generation, keep=finish is not None)
+            except DeviceError as problem:
+                self._fault = problem
         if generation in self._generations:
             self._generations.remove(generation)
             self._policy.leave(generation.entry)
@@ -480,19 +439,6 @@ class Stepper:
 
     def _fail(self, generation: Generation, error: SyscallError) -> None:
         self._end(generation, finish=None, error=error)
-
-    def _free(self, generation: Generation, *, keep: bool) -> None:
-        """Let go of a generation's sequence; `keep` leaves its KV for others to reuse."""
-        if generation.sequence is None:
-            return
-        sequence, generation.sequence = generation.sequence, None
-        generation.fed = 0
-        if not self._require_kv().release(sequence, keep=keep):
-            try:
-                contained(lambda: self._device.trim(sequence, 0), is_fatal=True)
-            except DeviceError as problem:
-                problem.is_fatal = True  # the KV and our account of it disagree
-                self._fault = problem
 
     def _after_failure(self, batch: Sequence[Generation], problem: DeviceError) -> None:
         """Fail the calls that a failure hit; after a fatal one, all, and reopen the device."""
@@ -533,9 +479,9 @@ class Stepper:
         assert self.driver is not None
         return self.driver
 
-    def _require_kv(self) -> KVSpace:
-        assert self._kv is not None
-        return self._kv
+    def _require_residency(self) -> Residency:
+        assert self._residency is not None
+        return self._residency
 
 
 def device_failure(name: str, problem: DeviceError) -> SyscallError:
