@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from llmos.drivers.contract import DeviceError, Feed, ModelInfo, SequenceId
+from llmos.drivers.contract import (
+    MOST_DRAFT_TOKENS,
+    DeviceError,
+    Feed,
+    ModelInfo,
+    SequenceId,
+)
 from llmos.drivers.decoding import Decoding
 
 
@@ -50,11 +56,17 @@ def check_feeds(
     """Refuse a step that the contract does not allow.
 
     Raises: DeviceError for an unknown sequence or token, two feeds of one sequence, an empty feed,
-    more tokens than a step or a sequence can take, or adapters that cannot be mixed.
+    more tokens than a step or a sequence can take, adapters that cannot be mixed, or drafts that
+    the driver cannot verify.
     """
-    total = sum(len(feed.tokens) for feed in feeds)
+    total = sum(len(feed.tokens) + len(feed.draft) for feed in feeds)
     if total > info.batch_tokens:
         raise DeviceError(f"{total} tokens in one step; {info.name} takes {info.batch_tokens}")
+    guesses = sum(len(feed.draft) for feed in feeds)
+    if guesses and not info.abilities.can_verify:
+        raise DeviceError(f"{info.name} cannot verify drafts")
+    if guesses > MOST_DRAFT_TOKENS:
+        raise DeviceError(f"{guesses} draft tokens in one step; it takes {MOST_DRAFT_TOKENS}")
     if len({feed.sequence for feed in feeds}) != len(feeds):
         raise DeviceError("a sequence has two feeds in one step")
     for feed in feeds:
@@ -76,11 +88,14 @@ def _check_feed(
         raise DeviceError(f"sequence {feed.sequence} was never added")
     if not feed.tokens:
         raise DeviceError(f"sequence {feed.sequence} is fed no tokens")
-    if not 0 <= min(feed.tokens) <= max(feed.tokens) < info.vocabulary:
+    if feed.draft and not feed.sample:
+        raise DeviceError(f"sequence {feed.sequence} has a draft but is not to sample")
+    tokens = (*feed.tokens, *feed.draft)
+    if not 0 <= min(tokens) <= max(tokens) < info.vocabulary:
         raise DeviceError(
             f"sequence {feed.sequence} is fed a token outside the vocabulary of {info.vocabulary}"
         )
-    after = length(feed.sequence) + len(feed.tokens)
+    after = length(feed.sequence) + len(tokens)
     if after > info.context_tokens:
         raise DeviceError(
             f"sequence {feed.sequence} would hold {after} tokens of {info.context_tokens} at most"

@@ -120,9 +120,16 @@ class Matcher:
         """Take the token that was chosen; one that the constraint forbids shows in `check`."""
         self._matcher.consume_token(token)
 
-    def forced(self) -> list[int]:
-        """The tokens that must come next whatever the model says; often none."""
-        return self._matcher.compute_ff_tokens()
+    def take_forced(self) -> list[int]:
+        """Take the tokens that must come next whatever the model says; often none.
+
+        They are those that one mask after the other would leave as the only choice.
+        """
+        if self._matcher.is_error():
+            return []
+        tokens = self._matcher.compute_ff_tokens()
+        self._matcher.consume_tokens(tokens)
+        return tokens
 
     def check(self) -> None:
         """Raises: DeviceError when the output left the constraint, or it grew too complex."""

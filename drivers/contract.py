@@ -24,6 +24,9 @@ SequenceId = int
 KVLayout = Literal["auto", "streams", "unified"]
 KVType = Literal["f16", "q8_0"]
 
+# Draft tokens of one step, of all sequences together: drivers keep room for so many rows of logits.
+MOST_DRAFT_TOKENS = 32
+
 
 class DeviceError(LlmosError):
     """A device failed; `__cause__` holds the foreign exception.
@@ -165,7 +168,9 @@ class Sampled(NamedTuple):
     given when the sequence's sampling asks for logprobs. `is_end` when the token ends generation:
     an end-of-generation token, or a constraint that is complete; such a token carries no text.
     `forced` are the tokens that the constraint makes certain to follow this one: they are part of
-    the output, count as generated, and are to be fed with it. None are given with logprobs.
+    the output, count as generated, and are to be fed with it. When nothing can follow them, the
+    last of them is an end token, which ends generation as a sampled one does. None are given with
+    logprobs.
     """
 
     sequence: SequenceId
@@ -227,9 +232,9 @@ class LanguageModel(Protocol):
     def step(self, feeds: Sequence[Feed]) -> list[Sampled]:
         """Run one iteration: append each feed's tokens to its KV and sample where asked.
 
-        At most one feed a sequence, at most `info.batch_tokens` tokens in all, drafts included, all
-        sequences on one adapter unless `can_mix_adapters`. A sampled token is not in KV until it is
-        fed.
+        At most one feed a sequence, at most `info.batch_tokens` tokens in all, drafts included and
+        MOST_DRAFT_TOKENS of them, all sequences on one adapter unless `can_mix_adapters`. A sampled
+        token is not in KV until it is fed.
 
         A feed with a draft gives one `Sampled` for each guess that was right, and one more, in
         order: what sampling token by token would have given, by the same random draws. The right

@@ -8,9 +8,10 @@ The order is: logit bias; repetition, frequency and presence penalties; the mask
 top-k; top-p (over what top-k kept); min-p; one draw. Log-probabilities are of the raw row, before
 all of it.
 
-What a seed promises: one uniform number of PCG64 is used per sampled token and nothing else, so a
+What a seed promises: one uniform number of PCG64 is used per generated token and nothing else, so a
 draw is a function of the seed, the settings, the logits and the number of tokens generated before,
-whatever other sequences do and however often the sequence was preempted.
+whatever other sequences do, however often the sequence was preempted, and whether a token before
+was sampled or forced by a constraint.
 What it cannot promise: the same logits. A device may round a sequence's logits differently when the
 batch has another shape, and a draw that falls within that rounding (or a near tie under greedy)
 then goes the other way. `tests/drivers/test_contract.py` says what holds for each driver.
@@ -33,6 +34,7 @@ from llmos.drivers.contract import DeviceError, RequestError
 from llmos.syscalls.options import Sampling
 
 Row = NDArray[np.float32]
+Rows = NDArray[np.float32]  # (rows, vocabulary)
 Mask = NDArray[np.bool_]
 
 # Below this, dividing by the temperature would overflow single precision; it is greedy anyway.
@@ -68,7 +70,9 @@ class Sampler:
         self._sampling = sampling
         self._temperature = sampling.temperature and max(sampling.temperature, _LEAST_TEMPERATURE)
         # One step of PCG64 a token: skipping the steps already taken resumes the stream.
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed).advance(len(generated)))
+        self._stream = np.random.PCG64(sampling.seed)
+        self._stream.advance(len(generated))
+        self._random = np.random.Generator(self._stream)
         self._window: deque[int] | None = None
         if _has_penalties(sampling):
             self._window = deque(prompt, maxlen=sampling.penalty_window_tokens)
@@ -101,6 +105,12 @@ class Sampler:
         """Remember a token that the sequence now holds."""
         if self._window is not None:
             self._window.append(token)
+
+    def skip(self, tokens: Sequence[int]) -> None:
+        """Go on after generated tokens that were not sampled, as if they had been."""
+        for token in tokens:
+            self.observe(token)
+        self._stream.advance(len(tokens))
 
     def _adjusted(self, logits: Row, mask: Mask | None) -> Row:
         """The row after bias, penalties and mask; the row itself when there are none."""

@@ -92,11 +92,25 @@ def test_leaving_the_constraint_shows_at_the_next_check(compiler: ConstraintComp
             look()
 
 
-def test_forced_tokens_are_those_without_an_alternative(compiler: ConstraintCompiler) -> None:
-    matcher = compiler.compile(RegexConstraint(pattern="abc[xy]"))
-    assert b"abc".startswith(b"".join(PIECES[token] for token in matcher.forced()))
-    accept(matcher, "abc")
-    assert matcher.forced() == []
+def test_forced_tokens_are_taken_up_to_where_there_is_a_choice(
+    compiler: ConstraintCompiler,
+) -> None:
+    matcher = compiler.compile(RegexConstraint(pattern="abc[xy]de"))
+    assert matcher.take_forced() == [*b"abc"]
+    assert matcher.take_forced() == []
+    assert allowed(matcher) == {b"x", b"y"}
+    accept(matcher, "x")
+    assert matcher.take_forced() == [*b"de"]
+    assert matcher.is_complete
+    assert matcher.take_forced() == []
+
+
+def test_a_matcher_that_left_its_constraint_forces_nothing(compiler: ConstraintCompiler) -> None:
+    matcher = compiler.compile(RegexConstraint(pattern="abc"))
+    matcher.accept(ord("x"))
+    assert matcher.take_forced() == []
+    with pytest.raises(DeviceError, match="cannot go on"):
+        matcher.check()
 
 
 def test_two_matchers_of_one_constraint_are_independent(compiler: ConstraintCompiler) -> None:
@@ -181,3 +195,23 @@ def test_any_walk_through_the_masks_ends_in_valid_json(
         matcher.accept(token)
     value = json.loads(written.decode())
     assert set(value) == set(properties)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text("abé", min_size=1, max_size=3), PLAIN, max_size=3), st.data())
+def test_what_is_forced_is_what_the_masks_would_have_left(
+    compiler: ConstraintCompiler, properties: dict[str, Any], data: st.DataObject
+) -> None:
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    ahead, behind = (compiler.compile(JsonSchemaConstraint(json_schema=schema)) for _ in "ab")
+    for _ in range(60):
+        for token in ahead.take_forced():
+            assert behind.mask().nonzero()[0].tolist() == [token]
+            behind.accept(token)
+        options = ahead.mask().nonzero()[0].tolist()
+        assert options == behind.mask().nonzero()[0].tolist()
+        token = data.draw(st.sampled_from(options))
+        if token in END:
+            break
+        for matcher in (ahead, behind):
+            matcher.accept(token)

@@ -223,6 +223,15 @@ def test_penalties_look_back_over_their_window_only() -> None:
     assert Sampler(no_window, 3, prompt=[0]).sample(logits).token == 0
 
 
+@given(ROWS, st.integers(0, 5))
+def test_what_is_skipped_counts_as_sampled(logits: Row, count: int) -> None:
+    sampling = Sampling(temperature=1.5, seed=3, presence_penalty=0.5)
+    sampled = Sampler(sampling, len(logits), [])
+    skipped = Sampler(sampling, len(logits), [])
+    skipped.skip([sampled.sample(logits).token for _ in range(count)])
+    assert skipped.sample(logits) == sampled.sample(logits)
+
+
 @given(ROWS, st.integers(0, 20))
 def test_logprobs_are_of_the_row_as_it_came(logits: Row, wanted: int) -> None:
     sampling = Sampling(logprobs=wanted, logit_bias={0: 50.0}, temperature=2.0, seed=1)
