@@ -26,7 +26,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 
 
 class Floor(NamedTuple):
-    """What a key must reach: its value compared with `floor`."""
+    """What a key must reach: its value compared with `floor`. None was not measured."""
 
     name: str
     op: Literal["<", "<=", ">", ">=", "=="]
@@ -34,30 +34,41 @@ class Floor(NamedTuple):
 
     def judge(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """This floor with the value that was measured, and whether it holds."""
-        value = figures[self.name]
+        value: float | None = figures[self.name]
+        holds = None if value is None else _COMPARE[self.op](value, self.floor)
         return {
             "name": self.name,
             "value": value,
             "op": self.op,
             "floor": self.floor,
-            "holds": _COMPARE[self.op](value, self.floor),
+            "holds": holds,
         }
 
 
 def main(name: str, measure: Callable[[], Mapping[str, Any]], floors: Sequence[Floor] = ()) -> None:
     """Run one benchmark as a command. What `measure` raises ends the process with a traceback."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    main_with(argparse.ArgumentParser(), name, lambda _: measure(), floors)
+
+
+def main_with(
+    parser: argparse.ArgumentParser,
+    name: str,
+    measure: Callable[[argparse.Namespace], Mapping[str, Any]],
+    floors: Sequence[Floor] = (),
+) -> None:
+    """As `main`, for a benchmark that takes options: `parser` has them, `measure` is given them."""
+    parser.prog = f"python -m benchmarks.{name}"
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    as_json: bool = parser.parse_args().json
+    options = parser.parse_args()
     busy = os.getloadavg()[0]
-    figures = measure()
+    figures = measure(options)
     report = {
         "benchmark": name,
         **figures,
         "machine": {**machine(), "load_before": round(busy, 2)},
         "floors": [floor.judge(figures) for floor in floors],
     }
-    if as_json:
+    if options.json:
         print(json.dumps(report, allow_nan=False))
     else:
         show(report)
@@ -103,7 +114,8 @@ def floor_cells(floor: Mapping[str, Any] | None) -> tuple[str, str]:
     """How a table shows a floor and whether it holds."""
     if floor is None:
         return "", ""
-    return f"{floor['op']} {floor['floor']}", "yes" if floor["holds"] else "no"
+    verdicts = {None: "not measured", True: "yes", False: "no"}
+    return f"{floor['op']} {floor['floor']}", verdicts[floor["holds"]]
 
 
 def written(value: Any) -> str:
