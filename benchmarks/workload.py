@@ -9,38 +9,12 @@ from __future__ import annotations
 import random
 
 _NUMBERS = 0.22
-_WORDS = [
-    "river",
-    "stone",
-    "lantern",
-    "market",
-    "winter",
-    "copper",
-    "letter",
-    "garden",
-    "thunder",
-    "harbour",
-    "silver",
-    "mountain",
-    "weaver",
-    "forest",
-    "candle",
-    "bridge",
-    "orchard",
-    "signal",
-    "feather",
-    "window",
-    "morning",
-    "castle",
-    "engine",
-    "shadow",
-    "island",
-    "mirror",
-    "pepper",
-    "violin",
-    "wagon",
-    "compass",
-]
+_WORDS = (
+    "river", "stone", "lantern", "market", "winter", "copper", "letter", "garden", "thunder",
+    "harbour", "silver", "mountain", "weaver", "forest", "candle", "bridge", "orchard",
+    "signal", "feather", "window", "morning", "castle", "engine", "shadow", "island", "mirror",
+    "pepper", "violin", "wagon", "compass",
+)  # fmt: skip
 # SmolLM2's ends of text. Forbidding them makes every answer as long as it may be.
 ENDS = (0, 2)
 
