@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmos.drivers.contract import Feed
+from llmos.drivers.decoding import rows_of
 
 
 class Placed(NamedTuple):
@@ -47,16 +48,16 @@ class LlamaBatch:
             setattr(self.structure, name, ctypes.cast(array.ctypes.data, kind))
 
     def fill(self, placed: Iterable[Placed]) -> None:
-        """Hold the tokens of the feeds, in the given order."""
+        """Hold the tokens and drafts of the feeds, in the given order."""
         start = 0
         for stream, position, feed in placed:
-            count = len(feed.tokens)
+            count = len(feed.tokens) + len(feed.draft)
             end = start + count
-            self._tokens[start:end] = feed.tokens
+            self._tokens[start:end] = (*feed.tokens, *feed.draft) if feed.draft else feed.tokens
             self._positions[start:end] = self._numbers[:count]
             self._positions[start:end] += position
             self._sequences[start:end] = stream
             self._wants_logits[start:end] = 0
-            self._wants_logits[end - 1] = feed.sample
+            self._wants_logits[end - rows_of(feed) : end] = 1
             start = end
         self.structure.n_tokens = start
