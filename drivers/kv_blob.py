@@ -49,6 +49,13 @@ def unpack(blob: bytes, fingerprint: bytes) -> Saved:
     return Saved(tokens, payload)
 
 
+def owner(blob: bytes) -> bytes:
+    """The fingerprint of whose state it is. Raises: DeviceError when it is no saved sequence."""
+    if len(blob) < _HEADER.size or not blob.startswith(_MAGIC):
+        raise DeviceError("this is no saved sequence of this version")
+    return _HEADER.unpack_from(blob)[1]
+
+
 def fingerprint(path: Path, layout: str) -> bytes:
     """16 bytes that tell a model file and a KV layout from others, without reading all of it.
 

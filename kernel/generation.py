@@ -30,7 +30,8 @@ class Order:
     adapter: str | None = None
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
-    domain: str = ""
+    domain: str = ""  # KV is shared within one; across domains, the prompt's public beginning
+    public_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from llmos.drivers.contract import (
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation, Outcome
 from llmos.kernel.policies import Policy
-from llmos.kernel.residency import Residency
+from llmos.kernel.residency import Residency, shareable_tokens
 from llmos.kernel.threads import contained
 from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
@@ -246,19 +246,12 @@ class Stepper:
 
     def _should_wait_for_prefix(self, generation: Generation) -> bool:
         """Whether a running prefill is computing a prefix that this generation also needs."""
-        prompt = generation.order.prompt
         for other in self._generations:
             if other.sequence is None or other.is_held or not other.is_prefilling:
                 continue
-            same_space = (other.order.adapter, other.order.domain) == (
-                generation.order.adapter,
-                generation.order.domain,
-            )
-            if not same_space:
-                continue
             shared = generation.shared_with.get(other.entry.key)
             if shared is None:
-                shared = _common_prefix(prompt, other.order.prompt)
+                shared = shareable_tokens(generation.order, other.order)
                 generation.shared_with[other.entry.key] = shared
             if shared - other.fed >= WORTH_WAITING_TOKENS:
                 return True
@@ -497,12 +490,3 @@ def device_failure(name: str, problem: DeviceError) -> SyscallError:
         )
     error.__cause__ = problem
     return error
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count

@@ -7,13 +7,13 @@ A sequence is *free* (holds nothing), *active* (owned by a running generation) o
 generation's tokens, kept as a cached prefix). A prompt takes over an idle sequence when that loses
 nothing that is not held elsewhere; else the prefix is forked, so that both go on.
 
-Eviction is GreedyDual: an idle sequence is worth the tokens that would have to be computed again if
-it went; it starts with the value of the last one evicted, so that what stays unused sinks, however
-large. For equal costs this is LRU. Source: N. Young, "The k-server dual and loose competitiveness
-for paging", Algorithmica 11 (1994).
+The idle sequence that goes is the one that is worth least: the tokens that would have to be
+computed again, by the time until somebody is expected back for them (`returns.py`). With equal
+costs and known times that is Bélády's rule; with equal costs and unknown times it is LRU.
 
-Not protected: in one `domain`, the time that a prompt takes tells whether its prefix was cached.
-Callers that must not learn this of each other get different domains.
+Sequences of one adapter share one tree. What a domain keeps to itself is marked in its tokens
+(`kv_owner.py`), so that nothing here can confuse it with another's. Not protected: in one domain,
+and for public tokens, the time that a prompt takes tells whether its prefix was cached.
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmos.drivers.contract import SequenceId
+from llmos.memory.kv_owner import EVERYBODY, Owner, marked, unmarked
 from llmos.memory.radix import Match, RadixTree
+from llmos.memory.returns import Returns
 from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
+
+
+class Idle(NamedTuple):
+    """What an idle sequence holds."""
+
+    sequence: SequenceId
+    owner: Owner
+    tokens: tuple[int, ...]
+    lost_tokens: int  # that no other sequence holds
+    used_s: float
 
 
 class Grant(NamedTuple):
@@ -39,24 +51,19 @@ class Grant(NamedTuple):
     reused_tokens: int  # tokens of the prompt that need no prefill
     source: SequenceId | None  # fork from this one; None: they are in `sequence` itself
     freed: tuple[SequenceId, ...]  # evicted cached sequences; may include `sequence`
-
-
-class _Key(NamedTuple):
-    """KV computed under different adapters differs; domains do not share by wish."""
-
-    domain: str
-    adapter: str | None
+    # what the device holds no more once this is carried out; save it first to keep it
+    lost: tuple[Idle, ...] = ()
 
 
 @dataclass(slots=True)
 class _Held:
     """A sequence that is active or idle."""
 
-    key: _Key
+    owner: Owner
     is_active: bool
     limit_tokens: int  # what it may grow to while active
-    floor: float  # the eviction clock at its last use
-    last_used: int
+    used_s: float
+    use: int  # counts up with every use, because clocks stand still
 
 
 class KVSpace:
@@ -65,7 +72,8 @@ class KVSpace:
     `shared_cells` is the size in tokens of one buffer that all sequences draw from and in which
     forks share (llama.cpp's unified KV); None: each sequence has `context_tokens` of its own and a
     fork copies. A prefix shorter than `fork_min_tokens` is computed rather than forked: all chat
-    prompts open with the same few tokens, which are not worth a copy.
+    prompts open with the same few tokens, which are not worth a copy. Without `returns` time is
+    counted in uses, and nobody is known to come back.
     Raises: ConfigError when one full sequence does not fit into the shared buffer.
     """
 
@@ -76,6 +84,8 @@ class KVSpace:
         context_tokens: int,
         shared_cells: int | None = None,
         fork_min_tokens: int = 8,
+        can_fork: bool = True,
+        returns: Returns | None = None,
     ) -> None:
         if shared_cells is not None and shared_cells < context_tokens:
             raise ConfigError(
@@ -85,56 +95,65 @@ class KVSpace:
         self.context_tokens = context_tokens
         self._shared_cells = shared_cells
         self._fork_min_tokens = fork_min_tokens
+        self._can_fork = can_fork
         self._shared_tokens = 0
+        self._uses = 0
+        self._returns = returns or Returns(lambda: float(self._uses))
         self.reset()
 
     def reset(self) -> None:
         """Forget every sequence: the device was reopened. Grants given before are void."""
         self._free = list(range(self.sequences))
         self._held: dict[SequenceId, _Held] = {}
-        self._trees: dict[_Key, RadixTree] = {}
-        self._clock = 0.0
-        self._uses = 0
+        self._trees: dict[str | None, RadixTree] = {}  # by adapter
+        # Which cells of a shared buffer a sequence holds. Equal tokens need not be equal cells:
+        # only a fork shares them.
+        self._cells = RadixTree()
+        self._next_cell = 0
 
     # --- the life of a sequence ---
 
     def acquire(
         self,
         tokens: Sequence[int],
+        owner: Owner = EVERYBODY,
         *,
-        adapter: str | None = None,
-        domain: str = "",
         reserve: int = 0,
+        elsewhere_tokens: int = 0,
     ) -> Grant | None:
-        """A sequence for a prompt, with the longest prefix that any sequence holds.
+        """A sequence for a prompt, with the longest prefix that any sequence lends its owner.
 
         At least the last token is left to be fed, because its logits are needed. `reserve` is how
         many tokens will follow the prompt; it sets room aside only under `shared_cells`, where the
-        caller must not append beyond it. None: no sequence, or no room, until an active one is
-        released. Raises: SyscallError("context_overflow") for a prompt that can never fit.
+        caller must not append beyond it. A prefix shorter than `elsewhere_tokens` is not used: the
+        caller has so many from somewhere else, for `restored`. None: no sequence, or no room, until
+        an active one is released. Raises: SyscallError("context_overflow") for a prompt that can
+        never fit.
         """
-        prompt = list(tokens)
-        if not prompt:
+        if not tokens:
             raise KernelPanic("an empty prompt has no token to feed")
-        if len(prompt) > self.context_tokens:
+        if len(tokens) > self.context_tokens:
             raise SyscallError(
                 "context_overflow",
-                f"a prompt of {len(prompt)} tokens is longer than a sequence's "
+                f"a prompt of {len(tokens)} tokens is longer than a sequence's "
                 f"{self.context_tokens}; shorten it",
-                prompt_tokens=len(prompt),
+                prompt_tokens=len(tokens),
                 limit_tokens=self.context_tokens,
             )
-        key = _Key(domain, adapter)
+        prompt = marked(tokens, owner)
         limit = min(len(prompt) + reserve, self.context_tokens)
-        tree = self._trees.get(key)
+        tree = self._trees.get(owner.adapter)
         match = tree.match(prompt, len(prompt) - 1) if tree else Match(0, frozenset())
         choice = self._choose(match)
         if choice is None:
             return None
-        grant = self._with_room(choice, match, limit)
+        if match.tokens < elsewhere_tokens:
+            choice = choice._replace(reused_tokens=0, source=None)
+        grant = self._with_room(choice, limit)
         if grant is None:
             return None
-        self._commit(grant, key, prompt, limit)
+        grant = grant._replace(lost=self._losses(grant))
+        self._commit(grant, owner, prompt, limit)
         return grant
 
     def append(self, sequence: SequenceId, tokens: Sequence[int]) -> None:
@@ -142,16 +161,26 @@ class KVSpace:
         held = self._active(sequence)
         if self.length(sequence) + len(tokens) > self.context_tokens:
             raise KernelPanic(f"sequence {sequence} grew over its {self.context_tokens} tokens")
-        self._trees[held.key].extend(sequence, tokens)
-        if self._shared_cells is not None and self.used_tokens > self._shared_cells:
+        start = self.length(sequence)
+        self._trees[held.owner.adapter].extend(sequence, marked(tokens, held.owner, start=start))
+        if self._shared_cells is None:
+            return
+        self._cells.extend(sequence, range(self._next_cell, self._next_cell + len(tokens)))
+        self._next_cell += len(tokens)
+        if self.used_tokens > self._shared_cells:
             raise KernelPanic(f"the shared KV buffer of {self.total_tokens} tokens overflowed")
+
+    def restored(self, sequence: SequenceId, tokens: Sequence[int]) -> None:
+        """Record tokens that an active, empty sequence has got from where they were saved."""
+        self.append(sequence, tokens)
+        self._shared_tokens += len(tokens)
 
     def truncate(self, sequence: SequenceId, tokens: int) -> None:
         """Record that the driver trimmed an active sequence to its first `tokens`."""
-        held = self._active(sequence)
+        self._active(sequence)
         if not 0 <= tokens <= self.length(sequence):
             raise KernelPanic(f"sequence {sequence} does not hold {tokens} tokens")
-        self._trees[held.key].cut(sequence, tokens)
+        self._cut(sequence, tokens)
 
     def release(self, sequence: SequenceId, *, keep: bool) -> bool:
         """End the caller's ownership; True when the tokens stay as a cached prefix.
@@ -161,7 +190,7 @@ class KVSpace:
         """
         held = self._active(sequence)
         is_cached = any(
-            not self._held[other].is_active for other in self._trees[held.key].holders(sequence)
+            not self._held[other].is_active for other in self._tree(sequence).holders(sequence)
         )
         if not keep or is_cached or self.length(sequence) == 0:
             self._forget(sequence)
@@ -175,18 +204,24 @@ class KVSpace:
         evicted = tuple(
             sequence
             for sequence, held in sorted(self._held.items())
-            if not held.is_active and held.key.domain == domain
+            if not held.is_active and held.owner.domain == domain
         )
         for sequence in evicted:
             self._forget(sequence)
         return evicted
+
+    def idle(self) -> list[Idle]:
+        """The idle sequences, those that are worth most first."""
+        found = [s for s, held in self._held.items() if not held.is_active]
+        found.sort(key=lambda s: self._eviction_order(s, self._lost(s)), reverse=True)
+        return [self._as_idle(sequence, self._lost(sequence)) for sequence in found]
 
     # --- figures ---
 
     def length(self, sequence: SequenceId) -> int:
         """Tokens that a sequence holds; 0 for a free one."""
         held = self._held.get(sequence)
-        return self._trees[held.key].length(sequence) if held else 0
+        return self._tree(sequence).length(sequence) if held else 0
 
     @property
     def total_tokens(self) -> int:
@@ -197,9 +232,9 @@ class KVSpace:
 
     @property
     def used_tokens(self) -> int:
-        """Tokens of `total_tokens` taken: a shared one counts once only where forks share cells."""
+        """Tokens of `total_tokens` taken: a forked one counts once only where forks share cells."""
         if self._shared_cells is not None:
-            return sum(tree.unique_tokens for tree in self._trees.values())
+            return self._cells.unique_tokens
         return sum(self.length(sequence) for sequence in self._held)
 
     @property
@@ -224,16 +259,21 @@ class KVSpace:
         known = sorted([*self._free, *self._held])
         if known != list(range(self.sequences)):
             raise KernelPanic(f"sequences are lost or in two places: {known}")
-        for key, tree in self._trees.items():
+        for adapter, tree in self._trees.items():
             tree.check()
-            members = {sequence for sequence, held in self._held.items() if held.key == key}
+            members = {s for s, held in self._held.items() if held.owner.adapter == adapter}
             if len(tree) != len(members) or not all(member in tree for member in members):
-                raise KernelPanic(f"the tree of {key} does not hold exactly its sequences")
+                raise KernelPanic(f"the tree of {adapter} does not hold exactly its sequences")
             if not members:
-                raise KernelPanic(f"the tree of {key} is empty but kept")
+                raise KernelPanic(f"the tree of {adapter} is empty but kept")
+        self._cells.check()
         for sequence, held in self._held.items():
-            if held.key not in self._trees:
+            if held.owner.adapter not in self._trees:
                 raise KernelPanic(f"sequence {sequence} is in no tree")
+            if self._shared_cells is not None and (
+                sequence not in self._cells or self._cells.length(sequence) != self.length(sequence)
+            ):
+                raise KernelPanic(f"sequence {sequence} has not a cell for each token")
             if self.length(sequence) > self.context_tokens:
                 raise KernelPanic(f"sequence {sequence} is over its capacity")
             if not held.is_active and self.length(sequence) == 0:
@@ -263,11 +303,11 @@ class KVSpace:
         return self._fork(victim, match, (victim,))
 
     def _fork(self, target: SequenceId, match: Match, freed: tuple[SequenceId, ...]) -> Grant:
-        if not match.holders or match.tokens < self._fork_min_tokens:
+        if not self._can_fork or not match.holders or match.tokens < self._fork_min_tokens:
             return Grant(target, 0, None, freed)
         return Grant(target, match.tokens, min(match.holders), freed)
 
-    def _with_room(self, grant: Grant, match: Match, limit_tokens: int) -> Grant | None:
+    def _with_room(self, grant: Grant, limit_tokens: int) -> Grant | None:
         """The grant with as many further evictions as a shared buffer needs to hold it."""
         if self._shared_cells is None:
             return grant
@@ -278,9 +318,11 @@ class KVSpace:
             if held.is_active
         )
         while True:
-            shared = 0 if kept.isdisjoint(match.holders) else grant.reused_tokens
-            used = sum(tree.held_by(kept) for tree in self._trees.values())
-            if used + promised + limit_tokens - shared <= self._shared_cells:
+            used = self._cells.held_by(kept)
+            if (
+                used + promised + limit_tokens - self._shared_with(kept, grant)
+                <= self._shared_cells
+            ):
                 return grant
             idle = [s for s in kept if not self._held[s].is_active and s != grant.source]
             if not idle:
@@ -289,50 +331,84 @@ class KVSpace:
             kept.discard(victim)
             grant = grant._replace(freed=(*grant.freed, victim))
 
-    def _commit(self, grant: Grant, key: _Key, prompt: list[int], limit_tokens: int) -> None:
+    def _shared_with(self, kept: set[SequenceId], grant: Grant) -> int:
+        """Cells of a grant's reused tokens that sequences which stay hold anyway."""
+        if grant.source is not None:
+            return grant.reused_tokens
+        if grant.sequence not in self._held:
+            return 0
+        return min(grant.reused_tokens, self._cells.common_with(grant.sequence, kept))
+
+    def _losses(self, grant: Grant) -> tuple[Idle, ...]:
+        """The idle sequences whose tokens a grant takes from the device."""
+        lost = [(victim, self._lost(victim)) for victim in grant.freed]
+        if grant.sequence in self._held and grant.sequence not in grant.freed:
+            lost.append((grant.sequence, self._lost(grant.sequence, grant.reused_tokens)))
+        return tuple(self._as_idle(victim, tokens) for victim, tokens in lost if tokens)
+
+    def _commit(self, grant: Grant, owner: Owner, prompt: list[int], limit_tokens: int) -> None:
         for victim in grant.freed:
-            self._raise_clock(victim, self._lost(victim))
             self._forget(victim)
-        if grant.sequence in self._held:
-            taken = self._held[grant.sequence]
-            self._raise_clock(grant.sequence, self._lost(grant.sequence, grant.reused_tokens))
-            self._trees[key].cut(grant.sequence, grant.reused_tokens)
-            taken.is_active, taken.limit_tokens = True, limit_tokens
-        else:
-            self._free.remove(grant.sequence)
-            self._held[grant.sequence] = _Held(key, True, limit_tokens, self._clock, self._uses)
-            tree = self._trees.setdefault(key, RadixTree())
-            tree.add(grant.sequence)
-            tree.extend(grant.sequence, prompt[: grant.reused_tokens])
         if grant.source is not None:
             self._touch(self._held[grant.source])
+        if grant.sequence in self._held:
+            taken = self._held[grant.sequence]
+            if grant.reused_tokens == self.length(grant.sequence):
+                self._returns.came_back(taken.owner.program, since_s=taken.used_s)
+            self._cut(grant.sequence, grant.reused_tokens)
+            taken.owner, taken.is_active, taken.limit_tokens = owner, True, limit_tokens
+        else:
+            self._free.remove(grant.sequence)
+            self._held[grant.sequence] = _Held(
+                owner, True, limit_tokens, self._returns.now(), self._uses
+            )
+            tree = self._trees.setdefault(owner.adapter, RadixTree())
+            tree.add(grant.sequence)
+            tree.extend(grant.sequence, prompt[: grant.reused_tokens])
+            if self._shared_cells is not None:
+                self._cells.add(grant.sequence)
+                if grant.source is not None:
+                    cells = self._cells.tokens(grant.source)
+                    self._cells.extend(grant.sequence, cells[: grant.reused_tokens])
         self._shared_tokens += grant.reused_tokens
 
-    # --- eviction by cost ---
+    # --- eviction by worth ---
 
     def _lost(self, sequence: SequenceId, kept_tokens: int = 0) -> int:
         """Tokens that no sequence holds any more once this one is cut to `kept_tokens`."""
-        only_here = self._trees[self._held[sequence].key].only_here(sequence)
+        only_here = self._tree(sequence).only_here(sequence)
         return min(only_here, self.length(sequence) - kept_tokens)
 
     def _eviction_order(self, sequence: SequenceId, lost_tokens: int) -> tuple[float, int]:
         held = self._held[sequence]
-        return held.floor + lost_tokens, held.last_used
-
-    def _raise_clock(self, victim: SequenceId, lost_tokens: int) -> None:
-        if lost_tokens:
-            self._clock = max(self._clock, self._held[victim].floor + lost_tokens)
+        remaining_s = self._returns.remaining_s(held.owner.program, since_s=held.used_s)
+        return lost_tokens / remaining_s, held.use
 
     def _touch(self, held: _Held) -> None:
         self._uses += 1
-        held.floor, held.last_used = self._clock, self._uses
+        held.used_s, held.use = self._returns.now(), self._uses
+
+    def _as_idle(self, sequence: SequenceId, lost_tokens: int) -> Idle:
+        held = self._held[sequence]
+        tokens = tuple(unmarked(self._tree(sequence).tokens(sequence)))
+        return Idle(sequence, held.owner, tokens, lost_tokens, held.used_s)
+
+    def _tree(self, sequence: SequenceId) -> RadixTree:
+        return self._trees[self._held[sequence].owner.adapter]
+
+    def _cut(self, sequence: SequenceId, tokens: int) -> None:
+        self._tree(sequence).cut(sequence, tokens)
+        if self._shared_cells is not None:
+            self._cells.cut(sequence, tokens)
 
     def _forget(self, sequence: SequenceId) -> None:
-        key = self._held.pop(sequence).key
-        tree = self._trees[key]
+        adapter = self._held.pop(sequence).owner.adapter
+        tree = self._trees[adapter]
         tree.remove(sequence)
+        if self._shared_cells is not None:
+            self._cells.remove(sequence)
         if not len(tree):
-            del self._trees[key]
+            del self._trees[adapter]
         insort(self._free, sequence)
 
     def _active(self, sequence: SequenceId) -> _Held:

@@ -2,7 +2,7 @@
 
 Owns the sharing structure only: a node is a run of tokens, `holders` are the sequences that hold
 the whole run (and so everything above it). Refuses to know drivers, eviction and what a token
-means. Not thread-safe; its one caller is `kv.py`.
+means. Not thread-safe; its callers are `kv.py` and `tiers.py`.
 
 The tree is canonical: every node but the root has holders, and a node whose only child has the
 same holders is merged with it. A decode step that appends one token to a sequence of its own costs
@@ -76,6 +76,27 @@ class RadixTree:
     def holders(self, sequence: SequenceId) -> frozenset[SequenceId]:
         """The sequences that hold all tokens of this one, itself included."""
         return frozenset(self._ends[sequence].holders)
+
+    def common_with(self, sequence: SequenceId, others: Set[SequenceId]) -> int:
+        """How many tokens at the start of a sequence at least one of these others holds too."""
+        depth = self._lengths[sequence]
+        for node in self._path_up(sequence):
+            if not others.isdisjoint(node.holders):
+                return depth
+            depth -= len(node.run)
+        return 0
+
+    def within(self, tokens: list[int]) -> list[SequenceId]:
+        """The sequences, empty ones aside, that these tokens begin with as a whole."""
+        found: list[SequenceId] = []
+        node, matched = self._root, 0
+        while matched < len(tokens):
+            child = node.children.get(tokens[matched])
+            if child is None or _common(child.run, tokens, matched) < len(child.run):
+                break
+            node, matched = child, matched + len(child.run)
+            found.extend(s for s in node.holders if self._ends[s] is node)
+        return found
 
     def held_by(self, sequences: Set[SequenceId]) -> int:
         """Tokens that at least one of these sequences holds, a shared one counted once."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -10,27 +12,36 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from llmos.memory.kv import Grant, KVSpace
+from llmos.memory.kv_owner import EVERYBODY, Owner
+from llmos.memory.returns import Returns
 from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
 
 
-def space(sequences: int = 3, **options: int) -> KVSpace:
+def space(sequences: int = 3, **options: Any) -> KVSpace:
     return KVSpace(sequences=sequences, context_tokens=64, fork_min_tokens=2, **options)
 
 
-def run(kv: KVSpace, prompt: Sequence[int], *, keep: bool = True, **options: str) -> Grant:
+def run(
+    kv: KVSpace, prompt: Sequence[int], owner: Owner = EVERYBODY, *, keep: bool = True
+) -> Grant:
     """A whole generation: acquire, feed, release."""
-    grant = begin(kv, prompt, **options)
+    grant = begin(kv, prompt, owner)
     kv.release(grant.sequence, keep=keep)
     kv.check()
     return grant
 
 
-def begin(kv: KVSpace, prompt: Sequence[int], **options: str) -> Grant:
-    grant = kv.acquire(prompt, **options)
+def begin(kv: KVSpace, prompt: Sequence[int], owner: Owner = EVERYBODY) -> Grant:
+    grant = kv.acquire(prompt, owner)
     assert grant is not None
     kv.append(grant.sequence, prompt[grant.reused_tokens :])
     kv.check()
     return grant
+
+
+def moves(grant: Grant | None) -> Grant | None:
+    """A grant without what it loses."""
+    return None if grant is None else grant._replace(lost=())
 
 
 def test_the_next_turn_of_a_conversation_takes_its_cached_sequence_over() -> None:
@@ -70,8 +81,8 @@ def test_a_prefix_too_short_to_be_worth_a_fork_is_computed() -> None:
 def test_adapters_and_domains_never_share() -> None:
     kv = space(sequences=3)
     run(kv, [1, 2, 3])
-    assert run(kv, [1, 2, 3, 4], adapter="legal").reused_tokens == 0
-    assert run(kv, [1, 2, 3, 4], domain="bob").reused_tokens == 0
+    assert run(kv, [1, 2, 3, 4], Owner(adapter="legal")).reused_tokens == 0
+    assert run(kv, [1, 2, 3, 4], Owner(domain="bob")).reused_tokens == 0
 
 
 def test_no_sequence_is_given_while_all_are_in_use() -> None:
@@ -85,7 +96,7 @@ def test_no_sequence_is_given_while_all_are_in_use() -> None:
 def test_the_least_recently_used_of_equals_is_evicted() -> None:
     kv = space(sequences=2)
     old, young = run(kv, [1, 1, 1]), run(kv, [2, 2, 2])
-    assert begin(kv, [3, 3, 3]) == Grant(old.sequence, 0, None, (old.sequence,))
+    assert moves(begin(kv, [3, 3, 3])) == Grant(old.sequence, 0, None, (old.sequence,))
     assert kv.acquire([2, 2, 2, 2]) == Grant(young.sequence, 3, None, ())
 
 
@@ -113,9 +124,9 @@ def test_what_is_cached_already_is_not_kept_twice() -> None:
 
 def test_evicting_a_domain_leaves_its_running_sequences_and_other_domains() -> None:
     kv = space(sequences=3)
-    run(kv, [1, 2], domain="bob")
-    begin(kv, [3, 4], domain="bob")
-    run(kv, [1, 2], domain="eve")
+    run(kv, [1, 2], Owner(domain="bob"))
+    begin(kv, [3, 4], Owner(domain="bob"))
+    run(kv, [1, 2], Owner(domain="eve"))
     assert kv.evict_domain("bob") == (0,)
     kv.check()
     assert (kv.active_sequences, kv.cached_sequences, kv.free_sequences) == (1, 1, 1)
@@ -170,7 +181,7 @@ def test_shared_cells_evict_until_the_prompt_fits() -> None:
     run(kv, [1] * 30)
     run(kv, [2] * 30)
     grant = kv.acquire([3] * 60)
-    assert grant == Grant(2, 0, None, (0, 1))
+    assert moves(grant) == Grant(2, 0, None, (0, 1))
     kv.check()
 
 
@@ -180,98 +191,142 @@ def test_a_shared_buffer_smaller_than_one_sequence_is_a_wrong_setting() -> None:
 
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
-KEYS = st.sampled_from([("", None), ("", "a"), ("d", None)])
+OWNERS = st.builds(
+    Owner,
+    adapter=st.sampled_from([None, "a"]),
+    domain=st.sampled_from(["", "d", "e"]),
+    public_tokens=st.integers(0, 4),
+    program=st.integers(0, 3),
+)
+
+
+class Holding(NamedTuple):
+    """What the driver would hold in a sequence."""
+
+    owner: Owner
+    tokens: list[int]
+    cells: list[int]  # which cell of a shared buffer each token is in
+    is_active: bool
 
 
 class KVMachine(RuleBasedStateMachine):
-    """Random generations. `held` mirrors what the driver would hold: (key, tokens, is_active)."""
+    """Random generations. `held` mirrors what the driver would hold."""
 
     shared_cells: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
+        self.now_s = 0.0
         self.kv = KVSpace(
-            sequences=4, context_tokens=16, fork_min_tokens=1, shared_cells=self.shared_cells
+            sequences=4,
+            context_tokens=16,
+            fork_min_tokens=1,
+            shared_cells=self.shared_cells,
+            returns=Returns(lambda: self.now_s),
         )
-        self.held: dict[int, tuple[tuple[str, str | None], list[int], bool]] = {}
+        self.held: dict[int, Holding] = {}
         self.limits: dict[int, int] = {}
         self.shared = 0
+        self.new_cell = itertools.count()
 
     def active(self) -> list[int]:
-        return [sequence for sequence, (_, _, is_active) in self.held.items() if is_active]
+        return [sequence for sequence, held in self.held.items() if held.is_active]
 
     def pick(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.active())))
 
-    @rule(tokens=TOKENS, key=KEYS, reserve=st.integers(0, 4))
-    def acquire(self, tokens: list[int], key: tuple[str, str | None], reserve: int) -> None:
-        grant = self.kv.acquire(tokens, domain=key[0], adapter=key[1], reserve=reserve)
+    @rule(tokens=TOKENS, owner=OWNERS, reserve=st.integers(0, 4), elsewhere=st.integers(0, 12))
+    def acquire(self, tokens: list[int], owner: Owner, reserve: int, elsewhere: int) -> None:
+        elsewhere = min(elsewhere, len(tokens) - 1)
+        grant = self.kv.acquire(tokens, owner, reserve=reserve, elsewhere_tokens=elsewhere)
         if grant is None:
             assert self.shared_cells or len(self.active()) == 4
             return
         best = max(
-            (common(held, tokens[:-1]) for k, held, _ in self.held.values() if k == key), default=0
+            (lent(held, owner, tokens[:-1]) for held in self.held.values()),
+            default=0,
         )
-        assert grant.reused_tokens == best
+        assert grant.reused_tokens == (best if best >= elsewhere else 0)
+        before = dict(self.held)
+        for idle in grant.lost:
+            assert list(idle.tokens) == self.held[idle.sequence].tokens
+            assert idle.owner == self.held[idle.sequence].owner
         for freed in grant.freed:
-            assert not self.held.pop(freed)[2]
-        if grant.source is not None:
-            assert grant.sequence not in self.held
-            source_key, source_tokens, _ = self.held[grant.source]
-            assert source_key == key
-            kept = source_tokens[: grant.reused_tokens]
-        elif grant.sequence in self.held:
-            taken_key, taken_tokens, is_active = self.held[grant.sequence]
-            assert not is_active and taken_key == key
-            kept = taken_tokens[: grant.reused_tokens]
-        else:
-            kept = []
+            assert not self.held.pop(freed).is_active
+        cells: list[int] = []
+        kept: list[int] = []
+        start = grant.sequence if grant.source is None else grant.source
+        if start in self.held:
+            source = self.held[start]
+            assert (grant.source is None) == (not source.is_active and start == grant.sequence)
+            assert lent(source, owner, tokens[:-1]) >= grant.reused_tokens
+            kept = source.tokens[: grant.reused_tokens]
+            cells = source.cells[: grant.reused_tokens]
         assert kept == tokens[: grant.reused_tokens] and len(kept) == grant.reused_tokens
-        self.held[grant.sequence] = (key, kept, True)
+        self.held[grant.sequence] = Holding(owner, kept, cells, True)
+        self.nothing_is_lost_unsaid(before, {idle.sequence for idle in grant.lost})
         self.limits[grant.sequence] = min(16, len(tokens) + reserve)
         self.shared += grant.reused_tokens
-        self.feed(grant.sequence, tokens[grant.reused_tokens :])
+        if grant.reused_tokens == 0 and elsewhere:
+            self.kv.restored(grant.sequence, tokens[:elsewhere])
+            self.grow(grant.sequence, tokens[:elsewhere])
+            self.shared += elsewhere
+        self.feed(grant.sequence, tokens[len(self.held[grant.sequence].tokens) :])
+
+    def nothing_is_lost_unsaid(self, before: dict[int, Holding], lost: set[int]) -> None:
+        """Every prefix that was held still is, or was in a sequence that is said to be lost."""
+        now = {prefix for held in self.held.values() for prefix in prefixes(held)}
+        now |= {prefix for sequence in lost for prefix in prefixes(before[sequence])}
+        assert now >= {prefix for held in before.values() for prefix in prefixes(held)}
 
     def feed(self, sequence: int, tokens: list[int]) -> None:
         self.kv.append(sequence, tokens)
-        self.held[sequence][1].extend(tokens)
+        self.grow(sequence, tokens)
+
+    def grow(self, sequence: int, tokens: list[int]) -> None:
+        self.held[sequence].tokens.extend(tokens)
+        self.held[sequence].cells.extend(next(self.new_cell) for _ in tokens)
+
+    @rule(seconds=st.floats(0, 10))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
 
     @precondition(lambda self: self.active())
     @rule(data=st.data(), tokens=TOKENS)
     def append(self, data: st.DataObject, tokens: list[int]) -> None:
         sequence = self.pick(data)
         limit = self.limits[sequence] if self.shared_cells else 16
-        self.feed(sequence, tokens[: max(0, limit - len(self.held[sequence][1]))])
+        self.feed(sequence, tokens[: max(0, limit - len(self.held[sequence].tokens))])
 
     @precondition(lambda self: self.active())
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         sequence = self.pick(data)
-        tokens = self.held[sequence][1]
-        keep = data.draw(st.integers(0, len(tokens)))
+        held = self.held[sequence]
+        keep = data.draw(st.integers(0, len(held.tokens)))
         self.kv.truncate(sequence, keep)
-        del tokens[keep:]
+        del held.tokens[keep:], held.cells[keep:]
 
     @precondition(lambda self: self.active())
     @rule(data=st.data(), keep=st.booleans())
     def release(self, data: st.DataObject, keep: bool) -> None:
         sequence = self.pick(data)
-        key, tokens, _ = self.held.pop(sequence)
+        held = self.held.pop(sequence)
         is_cached = any(
-            k == key and not is_active and other[: len(tokens)] == tokens
-            for k, other, is_active in self.held.values()
+            not other.is_active and set(prefixes(held)) <= set(prefixes(other))
+            for other in self.held.values()
         )
         kept = self.kv.release(sequence, keep=keep)
-        assert kept == (keep and bool(tokens) and not is_cached)
+        assert kept == (keep and bool(held.tokens) and not is_cached)
         if kept:
-            self.held[sequence] = (key, tokens, False)
+            self.held[sequence] = held._replace(is_active=False)
 
     @rule()
     def evict_domain(self) -> None:
         for sequence in self.kv.evict_domain("d"):
-            key, _, is_active = self.held.pop(sequence)
-            assert key[0] == "d" and not is_active
-        assert not any(key[0] == "d" and not active for key, _, active in self.held.values())
+            held = self.held.pop(sequence)
+            assert held.owner.domain == "d" and not held.is_active
+        assert all(h.is_active for h in self.held.values() if h.owner.domain == "d")
 
     @rule()
     def reset(self) -> None:
@@ -281,32 +336,43 @@ class KVMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         self.kv.check()
-        lengths = {sequence: len(tokens) for sequence, (_, tokens, _) in self.held.items()}
+        lengths = {sequence: len(held.tokens) for sequence, held in self.held.items()}
         assert {s: self.kv.length(s) for s in range(4)} == {s: lengths.get(s, 0) for s in range(4)}
         assert self.kv.active_sequences == len(self.active())
         assert self.kv.cached_sequences == len(self.held) - len(self.active())
         assert self.kv.free_sequences == 4 - len(self.held)
         assert self.kv.shared_tokens == self.shared
+        assert {i.sequence for i in self.kv.idle()} == set(self.held) - set(self.active())
         if self.shared_cells is None:
             assert self.kv.used_tokens == sum(lengths.values())
         else:
-            prefixes = {
-                (key, tuple(tokens[: end + 1]))
-                for key, tokens, _ in self.held.values()
-                for end in range(len(tokens))
-            }
-            assert self.kv.used_tokens == len(prefixes) <= self.shared_cells
+            cells = {cell for held in self.held.values() for cell in held.cells}
+            assert self.kv.used_tokens == len(cells) <= self.shared_cells
 
 
 class SharedCellsMachine(KVMachine):
     shared_cells = 24
 
 
-def common(first: list[int], second: list[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
+def prefixes(held: Holding) -> list[tuple[object, ...]]:
+    """Every prefix of a sequence, with whom it is for."""
+    owner = held.owner
+    public = owner.public_tokens if owner.domain else len(held.tokens)
+    return [
+        (
+            owner.adapter,
+            owner.domain if end > public else "",
+            public if end > public else 0,
+            *held.tokens[:end],
+        )
+        for end in range(1, len(held.tokens) + 1)
+    ]
+
+
+def lent(held: Holding, owner: Owner, tokens: list[int]) -> int:
+    """How long a prefix of these tokens a sequence lends to an owner."""
+    asked = prefixes(Holding(owner, tokens, [], True))
+    return sum(prefix in prefixes(held) for prefix in asked)
 
 
 TestKV = KVMachine.TestCase

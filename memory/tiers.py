@@ -1,0 +1,436 @@
+"""Saved KV below the device: in host memory, and under that on disk.
+
+An idle sequence that the device has no room for, and a generation that had to give way, are kept
+here while that is cheaper than computing them again. Each tier has a budget in bytes. What must go
+is what is worth least a byte: the seconds it would take to compute again, by the seconds until
+somebody is expected back for it. From host memory it goes to disk, from disk it is dropped.
+
+States are whole sequences: two that share a prefix hold it twice, and are accounted so. A state
+that is the beginning of a newer one is dropped for it.
+
+Knows states as opaque bytes and refuses to know drivers. One thread uses it (the device's engine
+thread); files are written on a thread of its own, so that the device never waits for a disk.
+
+Source: keep, swap or discard by predicted cost follows InferCept (ICML'24), the expected time of
+return Continuum (arXiv 2511.02230) and KVFlow (arXiv 2507.07400).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from llmos.memory.kv_folder import Kept, KVFolder
+from llmos.memory.kv_owner import Owner, is_passing, marked
+from llmos.memory.radix import RadixTree
+from llmos.memory.returns import Returns
+from llmos.syscalls.errors import KernelPanic
+
+log = logging.getLogger("llmos.memory")
+
+# States on their way to disk may take this much beside the host budget; more are dropped.
+WRITING_BYTES = 256 * 2**20
+# What is shorter is computed again sooner than it is looked after.
+WORTH_KEEPING_TOKENS = 32
+# An orderly stop may take this long for writing.
+STOP_S = 5.0
+# A file must spare at least this many times what reading it back takes, at this rate.
+_DISK_BYTES_PER_S = 500e6
+
+
+@dataclass(slots=True, eq=False)
+class Stowed:
+    """A saved sequence. It is in host memory (`state`), on disk (`file`), or in both."""
+
+    number: int
+    owner: Owner
+    tokens: tuple[int, ...]
+    used_s: float
+    state: bytes | None = None
+    file: Kept | None = None
+    awaited_by: int | None = None  # a generation that goes on from here
+
+
+class Found(NamedTuple):
+    """A saved sequence that begins as a prompt does, and how far."""
+
+    stowed: Stowed
+    tokens: int
+
+
+class Tiers:
+    """The saved sequences of one device.
+
+    `now` is a monotonic clock in seconds. `root` is where files go, in a folder for each kind of
+    state; None: nothing goes to disk. `recompute_s` tells how long a prompt of so many tokens
+    takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        host_bytes: int,
+        disk_bytes: int = 0,
+        root: Path | None = None,
+        now: Callable[[], float] = time.monotonic,
+        recompute_s: Callable[[int], float] = lambda tokens: tokens / 1000,
+    ) -> None:
+        self.returns = Returns(now)
+        self.recompute_s = recompute_s
+        self._budget_bytes = host_bytes
+        self._disk_budget_bytes = disk_bytes if root is not None else 0
+        self._root = root
+        self._fingerprint: str | None = None
+        self._folder: KVFolder | None = None
+        self._stowed: dict[int, Stowed] = {}
+        self._trees: dict[str | None, RadixTree] = {}  # by adapter, of `Stowed.number`s
+        self._numbers = itertools.count()
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: dict[Stowed, Future[Kept]] = {}
+
+    def open(self, fingerprint: str) -> None:
+        """Make ready for a device's states; those of another kind are forgotten.
+
+        States of the same kind outlive the device: a device that was reopened finds them.
+        """
+        if fingerprint == self._fingerprint:
+            return
+        for stowed in list(self._stowed.values()):
+            self._remove(stowed, with_file=False)
+        self._fingerprint = fingerprint
+        if self._root is None or not self._disk_budget_bytes:
+            return
+        self._folder = KVFolder(self._root / fingerprint)
+        self._folder.delete_others()
+        now, wall = self.returns.now(), time.time()
+        for file in self._folder.scan():
+            used_s = now - max(0.0, wall - file.used_at)
+            self._add(
+                replace(_new(next(self._numbers), file.owner, file.tokens, used_s), file=file)
+            )
+        self._fit_disk(0, worth=float("inf"))
+
+    # --- in ---
+
+    def wants(self, owner: Owner, tokens: Sequence[int], *, lost_tokens: int) -> bool:
+        """Whether a sequence, of which so much is nowhere else on the device, should be saved.
+
+        What is here already is not wanted again, and counts as used.
+        """
+        if not self._budget_bytes or lost_tokens < WORTH_KEEPING_TOKENS:
+            return False
+        holders = self._holders(owner, tokens)
+        for stowed in holders:
+            stowed.used_s = max(stowed.used_s, self.returns.now())
+        return not holders
+
+    def stow(
+        self,
+        owner: Owner,
+        tokens: Sequence[int],
+        state: bytes,
+        *,
+        used_s: float | None = None,
+        awaited_by: int | None = None,
+    ) -> bool:
+        """Keep a state in host memory; False when everything there is worth more."""
+        self._collect()
+        used = self.returns.now() if used_s is None else used_s
+        stowed = _new(next(self._numbers), owner, tuple(tokens), used)
+        stowed.state, stowed.awaited_by = state, awaited_by
+        if not self._make_room(stowed):
+            return False
+        self._supersede(stowed)
+        self._add(stowed)
+        return True
+
+    # --- out ---
+
+    def find(self, owner: Owner, tokens: Sequence[int], limit_tokens: int) -> Found | None:
+        """The saved sequence with the longest prefix of these tokens, at most `limit_tokens`."""
+        self._collect()
+        tree = self._trees.get(owner.adapter)
+        if tree is None:
+            return None
+        match = tree.match(marked(tokens, owner), limit_tokens)
+        if match.tokens < WORTH_KEEPING_TOKENS:
+            return None
+        holders = [self._stowed[number] for number in match.holders]
+        best = min(holders, key=lambda s: (s.state is None, len(s.tokens), s.number))
+        return Found(best, match.tokens)
+
+    def take(self, found: Found) -> bytes | None:
+        """The state of a saved sequence; None, after a warning, when its file is damaged.
+
+        One that is taken as a whole moves to the device: its owner goes on from there, and leaves a
+        longer one. Its file stays, until a longer one takes its place.
+        """
+        stowed = found.stowed
+        state = stowed.state
+        if state is None:
+            assert stowed.file is not None
+            state = self._require_folder().read(stowed.file)
+            if state is None:
+                self._remove(stowed)
+                return None
+        if found.tokens == len(stowed.tokens):
+            if stowed.awaited_by is None:
+                self.returns.came_back(stowed.owner.program, since_s=stowed.used_s)
+            stowed.awaited_by = None
+            if stowed.file is None:
+                self._remove(stowed)
+            else:
+                stowed.state = None
+        stowed.used_s = self.returns.now()
+        return state
+
+    def refuse(self, found: Found) -> None:
+        """Forget a saved sequence that the device did not accept."""
+        self._remove(found.stowed)
+
+    def release(self, awaited_by: int) -> None:
+        """Forget what was kept for a generation that will not go on."""
+        for stowed in [s for s in self._stowed.values() if s.awaited_by == awaited_by]:
+            self._remove(stowed)
+
+    # --- the end ---
+
+    def persist(self, owner: Owner, tokens: Sequence[int], state: bytes, *, until_s: float) -> bool:
+        """Write a state for the next kernel, unless it has it or time is up; at an orderly stop."""
+        if self._folder is None or time.monotonic() >= until_s:
+            return False
+        if any(stowed.file is not None for stowed in self._holders(owner, tokens)):
+            return True
+        self._stop_writer()
+        stowed = _new(next(self._numbers), owner, tuple(tokens), self.returns.now())
+        stowed.state = state
+        if not self._fit_disk(len(state), worth=self._worth(stowed)):
+            return False
+        stowed.state = None
+        try:
+            stowed.file = self._folder.write(owner, stowed.tokens, state)
+        except OSError as problem:
+            log.warning("saved KV cannot be written: %s", problem)
+            return False
+        self._supersede(stowed)
+        self._add(stowed)
+        return True
+
+    def lasting(self) -> list[Stowed]:
+        """What is only in host memory and could serve the next kernel, the most worth first."""
+        found = [
+            s for s in self._stowed.values() if s.file is None and not is_passing(s.owner.domain)
+        ]
+        return sorted(found, key=self._worth, reverse=True)
+
+    def close(self) -> None:
+        """Wait for the writer, and delete the files that nobody can come back for."""
+        self._stop_writer()
+        for stowed in list(self._stowed.values()):
+            self._remove(stowed, with_file=is_passing(stowed.owner.domain))
+        self._fingerprint = None
+
+    # --- figures ---
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of states in host memory, those on their way to disk included."""
+        return self._staying_bytes + self._writing_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the files."""
+        return sum(s.file.file_bytes for s in self._stowed.values() if s.file is not None)
+
+    def check(self) -> None:
+        """Raises: KernelPanic when the table and the trees disagree or a budget is exceeded."""
+        for adapter, tree in self._trees.items():
+            tree.check()
+            members = {n for n, stowed in self._stowed.items() if stowed.owner.adapter == adapter}
+            if len(tree) != len(members) or not all(number in tree for number in members):
+                raise KernelPanic(f"the tree of {adapter} does not hold exactly its states")
+        for stowed in self._stowed.values():
+            if stowed.state is None and stowed.file is None:
+                raise KernelPanic(f"the saved sequence {stowed.number} is nowhere")
+        if self._staying_bytes > self._budget_bytes:
+            raise KernelPanic("saved sequences take more than the host budget")
+        if self._writing_bytes > WRITING_BYTES:
+            raise KernelPanic("too much is on its way to disk")
+        if self.disk_bytes > self._disk_budget_bytes:
+            raise KernelPanic("saved sequences take more than the disk budget")
+
+    # --- room ---
+
+    @property
+    def _writing_bytes(self) -> int:
+        return sum(_state_bytes(s) for s in self._writing)
+
+    @property
+    def _staying_bytes(self) -> int:
+        return sum(_state_bytes(s) for s in self._stowed.values() if s not in self._writing)
+
+    def _worth(self, stowed: Stowed) -> float:
+        """Seconds of computing that a byte spares, by the seconds until it is expected to."""
+        if stowed.awaited_by is not None:
+            return float("inf")
+        tree = self._trees.get(stowed.owner.adapter)
+        is_in = tree is not None and stowed.number in tree
+        tokens = tree.only_here(stowed.number) if tree and is_in else len(stowed.tokens)
+        size = _state_bytes(stowed) or _file_bytes(stowed)
+        remaining_s = self.returns.remaining_s(stowed.owner.program, since_s=stowed.used_s)
+        return self.recompute_s(tokens) / remaining_s / max(1, size)
+
+    def _make_room(self, stowed: Stowed) -> bool:
+        """Take what is worth less than this out of host memory until it fits, or nothing at all."""
+        assert stowed.state is not None
+        excess = self._staying_bytes + len(stowed.state) - self._budget_bytes
+        if excess <= 0:
+            return True
+        worth = self._worth(stowed)
+        staying = [s for s in self._stowed.values() if s.state and s not in self._writing]
+        going: list[Stowed] = []
+        for one in sorted(staying, key=self._worth):
+            if excess <= 0:
+                break
+            if self._worth(one) >= worth:
+                return False
+            going.append(one)
+            excess -= _state_bytes(one)
+        if excess > 0:
+            return False
+        for one in going:
+            self._leave_host(one)
+        return True
+
+    def _leave_host(self, stowed: Stowed) -> None:
+        """Move a state to disk, or drop it where that is not worth it."""
+        assert stowed.state is not None
+        size = len(stowed.state)
+        if stowed.file is not None:
+            stowed.state = None
+        elif (
+            self._folder is not None
+            and self._writing_bytes + size <= WRITING_BYTES
+            and self.recompute_s(len(stowed.tokens)) > 2 * size / _DISK_BYTES_PER_S
+            and self._fit_disk(size, worth=self._worth(stowed))
+        ):
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="kv-disk")
+            self._writing[stowed] = self._writer.submit(
+                self._folder.write, stowed.owner, stowed.tokens, stowed.state
+            )
+        else:
+            self._remove(stowed)
+
+    def _fit_disk(self, size: int, *, worth: float) -> bool:
+        """Delete what is worth least on disk, and less than this, until so much more fits."""
+        coming = sum(_padded(_state_bytes(s)) for s in self._writing)
+        while self.disk_bytes + coming + _padded(size) > self._disk_budget_bytes:
+            on_disk = [s for s in self._stowed.values() if s.file is not None]
+            victim = min(on_disk, key=self._worth, default=None)
+            if victim is None or self._worth(victim) >= worth:
+                return False
+            if victim.state is None:
+                self._remove(victim)
+            else:
+                self._delete_file(victim)
+        return True
+
+    def _collect(self) -> None:
+        """Take note of files that have been written."""
+        for stowed, written in [item for item in self._writing.items() if item[1].done()]:
+            del self._writing[stowed]
+            if written.cancelled():
+                continue  # it has not left
+            problem = written.exception()
+            is_gone = stowed.number not in self._stowed
+            if problem is not None:
+                log.warning("saved KV cannot be written: %s", problem)
+                if not is_gone:
+                    self._remove(stowed)
+            elif is_gone:
+                self._require_folder().delete(written.result())
+            else:
+                stowed.state, stowed.file = None, written.result()
+
+    def _stop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown(cancel_futures=True)
+            self._writer = None
+        self._collect()
+
+    def _require_folder(self) -> KVFolder:
+        assert self._folder is not None
+        return self._folder
+
+    # --- the table ---
+
+    def _holders(self, owner: Owner, tokens: Sequence[int]) -> list[Stowed]:
+        """The saved sequences that begin with all of these tokens."""
+        tree = self._trees.get(owner.adapter)
+        if tree is None:
+            return []
+        match = tree.match(marked(tokens, owner), len(tokens))
+        return [self._stowed[n] for n in match.holders] if match.tokens == len(tokens) else []
+
+    def _supersede(self, newer: Stowed) -> None:
+        """Drop what is the beginning of a newer state, unless somebody waits for just that."""
+        tree = self._trees.get(newer.owner.adapter)
+        if tree is None:
+            return
+        for number in tree.within(marked(newer.tokens, newer.owner)):
+            older = self._stowed[number]
+            if older.awaited_by is None and (older.file is None or newer.file is not None):
+                self._remove(older)
+            elif older.awaited_by is None:
+                older.state = None
+
+    def _add(self, stowed: Stowed) -> None:
+        self._stowed[stowed.number] = stowed
+        tree = self._trees.setdefault(stowed.owner.adapter, RadixTree())
+        tree.add(stowed.number)
+        tree.extend(stowed.number, marked(stowed.tokens, stowed.owner))
+
+    def _remove(self, stowed: Stowed, *, with_file: bool = True) -> None:
+        del self._stowed[stowed.number]
+        tree = self._trees[stowed.owner.adapter]
+        tree.remove(stowed.number)
+        if not len(tree):
+            del self._trees[stowed.owner.adapter]
+        if with_file:
+            self._delete_file(stowed)
+
+    def _delete_file(self, stowed: Stowed) -> None:
+        if stowed.file is not None:
+            self._require_folder().delete(stowed.file)
+            stowed.file = None
+
+
+def share_of_memory() -> int:
+    """Bytes of host memory that saved KV may take where nothing else is said: a tenth of all."""
+    import psutil
+
+    return psutil.virtual_memory().total // 10
+
+
+def _new(number: int, owner: Owner, tokens: tuple[int, ...], used_s: float) -> Stowed:
+    return Stowed(number, owner, tokens, used_s)
+
+
+def _state_bytes(stowed: Stowed) -> int:
+    return 0 if stowed.state is None else len(stowed.state)
+
+
+def _file_bytes(stowed: Stowed) -> int:
+    return 0 if stowed.file is None else stowed.file.file_bytes
+
+
+def _padded(state_bytes: int) -> int:
+    """About what a state takes as a file, with its head and tokens."""
+    return state_bytes + state_bytes // 100 + 65_536 if state_bytes else 0
