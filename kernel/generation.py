@@ -10,9 +10,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llmos.drivers.chat_model import Conversation
 from llmos.drivers.contract import LanguageModel, SequenceId
 from llmos.drivers.utf8 import TextStream
 from llmos.kernel.policies import Entry
+from llmos.kernel.speculation import Drafter
+from llmos.syscalls.content import ToolRequest
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import Constraint, Sampling
 from llmos.syscalls.results import FinishReason, TokenLogprob
@@ -32,6 +35,8 @@ class Order:
     stop_tokens: frozenset[int] = frozenset()
     domain: str = ""  # KV is shared within one; across domains, the prompt's public beginning
     public_tokens: int = 0
+    # what `prompt` was rendered from, for a device that renders by itself
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,12 @@ class Outcome:
     prefill_s: float
     decode_s: float
     kv_byte_s: float
+    requests: tuple[ToolRequest, ...] = ()  # tool requests that the device itself has read
+    told_tokens: int | None = None  # a remote device tells how many tokens, not which
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) if self.told_tokens is None else self.told_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +82,8 @@ class Generation:
     saved_tokens: int = 0
     cached_tokens: int | None = None
     is_held: bool = False
+    drafter: Drafter | None = None
+    last_step: int = 0  # the number of the last step that it was in
     # prompt tokens in common with other generations, by their key
     shared_with: dict[int, int] = field(default_factory=dict[int, int])
     first_fed_s: float | None = None

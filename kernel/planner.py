@@ -49,6 +49,7 @@ class Share(NamedTuple):
 
     key: int
     tokens: int
+    is_decode: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Limits:
     stretch: float = 2.5
     prompt_share: float = 0.25
     gain: float = 4.0
+    is_speculative: bool = True  # let steps carry guesses where they pay
 
 
 class Planner:
@@ -127,7 +129,7 @@ class Planner:
             if _decodes(want):
                 more = self._pace.step_s(rows=rows + want.pending, prompt_tokens=prompt_tokens)
                 if more <= within_s and rows + prompt_tokens + want.pending <= budget:
-                    shares.append(Share(want.key, want.pending))
+                    shares.append(Share(want.key, want.pending, True))
                     rows += want.pending
             elif not chunks:
                 left_s = within_s - self._pace.pass_s(rows)
@@ -140,7 +142,7 @@ class Planner:
         shares: list[Share] = []
         for want in wants:
             if want.pending <= budget:
-                shares.append(Share(want.key, want.pending))
+                shares.append(Share(want.key, want.pending, True))
                 budget -= want.pending
         return shares
 
@@ -152,7 +154,7 @@ class Planner:
             count = min(want.pending, budget)
             if count <= 0:
                 break
-            chunks.append(Share(want.key, count))
+            chunks.append(Share(want.key, count, False))
             budget -= count
         return chunks
 

@@ -11,8 +11,8 @@ the event loop is known only as something that collects reports.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,55 +23,38 @@ from llmos.drivers.contract import (
     RequestError,
     Sampled,
     SequenceError,
+    SequenceId,
 )
 from llmos.kernel.clock import Clock
-from llmos.kernel.generation import Generation, Outcome
-from llmos.kernel.policies import Policy
+from llmos.kernel.generation import Generation
+from llmos.kernel.pace import Pace
+from llmos.kernel.planner import Limits, Planner, Share, Want
+from llmos.kernel.policy import Policy, is_urgent
+from llmos.kernel.report import Gauges, Report
 from llmos.kernel.residency import Residency, shareable_tokens
+from llmos.kernel.speculation import Drafter
 from llmos.kernel.threads import contained
 from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
 
 log = logging.getLogger("llmos.kernel")
 
-# Prompt tokens fed beside running decodes: bounds how long one step can hold up the others.
-MIXED_PREFILL_TOKENS = 128
 # A generation waits for a running prefill that will spare it at least this much.
 WORTH_WAITING_TOKENS = 32
+# Weight of the last generation in what is expected of the next ones.
+_LEARN = 0.1
 # Iterations without a step, although somebody wants one, before that is taken for a bug of ours.
 MAX_IDLE_ITERATIONS = 100
 
 State = Literal["closed", "opening", "ready", "down"]
 
 
-class Gauges(NamedTuple):
-    """What a stepper last said about itself."""
+class _Fed(NamedTuple):
+    """A generation's part in a step."""
 
-    running: int = 0
-    waiting: int = 0
-    cached_sequences: int = 0
-    kv_tokens: int = 0
-    shared_tokens: int = 0
-    swapped_bytes: int = 0
-    steps: int = 0
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Report:
-    """What one iteration has to tell the event loop."""
-
-    pieces: list[tuple[Generation, str]] = field(default_factory=list[tuple[Generation, str]])
-    ended: list[tuple[Generation, Outcome]] = field(
-        default_factory=list[tuple[Generation, Outcome]]
-    )
-    started_s: float | None = None
-    ended_s: float = 0.0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
+    generation: Generation
+    feed: Feed
+    is_decode: bool
 
 
 class Stepper:
@@ -88,6 +71,7 @@ class Stepper:
         *,
         policy: Policy,
         clock: Clock,
+        limits: Limits | None = None,
     ) -> None:
         self.name = name
         self.state: State = "closed"
@@ -99,6 +83,10 @@ class Stepper:
         self._open_driver = open_driver
         self._policy = policy
         self._clock = clock
+        self._limits = limits or Limits()
+        self._pace = Pace()
+        self._planner = Planner(self._limits, self._pace)
+        self._output_tokens: float | None = None  # of a generation, on average
         self._residency: Residency | None = None
         self._generations: list[Generation] = []
         self._held_pids: set[int] = set()
@@ -122,6 +110,8 @@ class Stepper:
             self.state, self.reason = "down", str(problem)
             raise
         self.adapters = frozenset()
+        limits = replace(self._limits, batch_tokens=self.driver.info.batch_tokens)
+        self._planner = Planner(limits, self._pace)
         self._residency = Residency(
             self.driver, attach=lambda name: self.attach(name, self._adapter_paths[name])
         )
@@ -183,23 +173,34 @@ class Stepper:
 
     def iterate(self) -> None:
         """Run one iteration, if anybody can make progress."""
+        self._drop_overdue()
         if self._fault is None:
             self._admit()
         if self._fault is not None:
             self._after_failure([], self._fault)
             return
-        feeds, batch = self._plan()
-        if not feeds:
+        batch = self._plan()
+        if not batch:
             self._count_idle()
             return
         self._idle_iterations = 0
         started = self._clock.now()
         try:
-            sampled = contained(lambda: self._device.step(feeds), is_fatal=True)
+            sampled = contained(
+                lambda: self._device.step([fed.feed for fed in batch]), is_fatal=True
+            )
         except DeviceError as problem:
-            self._after_failure(batch, problem)
+            self._after_failure([fed.generation for fed in batch], problem)
             return
-        self._publish(feeds, batch, sampled, started, self._clock.now())
+        self._publish(batch, sampled, started, self._clock.now())
+
+    def _drop_overdue(self) -> None:
+        """End the generations that nobody waits for any more."""
+        now = self._clock.now()
+        for generation in list(self._generations):
+            deadline_s = generation.entry.deadline_s
+            if deadline_s is not None and now >= deadline_s:
+                self._fail(generation, _overdue(self.name, generation, now))
 
     def _count_idle(self) -> None:
         """An iteration had nothing to feed; many in a row, and somebody waits for ever."""
@@ -273,36 +274,76 @@ class Stepper:
             self._fault = problem
         generation.entry.queued_s = self._clock.now()
 
-    def _plan(self) -> tuple[list[Feed], list[Generation]]:
-        """What to feed this iteration: every decode, then prompt chunks within the budget."""
+    def _plan(self) -> list[_Fed]:
+        """What to feed this iteration, decodes first."""
         runnable = [g for g in self._generations if g.sequence is not None and not g.is_held]
         by_key = {g.entry.key: g for g in runnable}
         ordered = [by_key[e.key] for e in self._policy.order([g.entry for g in runnable])]
         if not self._device.info.abilities.can_mix_adapters:
             ordered = self._one_adapter(ordered)
-        budget = self._device.info.batch_tokens
-        feeds: list[Feed] = []
-        batch: list[Generation] = []
-        for generation in ordered:
-            if generation.pending == 1 and budget:
-                feeds.append(self._feed(generation, 1))
-                batch.append(generation)
-                budget -= 1
-        if feeds:
-            budget = min(budget, MIXED_PREFILL_TOKENS)
-        for generation in ordered:
-            if generation.pending > 1 and budget:
-                count = min(generation.pending, budget)
-                feeds.append(self._feed(generation, count))
-                batch.append(generation)
-                budget -= count
-        return feeds, batch
+        wants = [self._want(generation) for generation in ordered]
+        batch = [self._fed(by_key[share.key], share) for share in self._planner.plan(wants)]
+        is_calm = not any(want.is_urgent for want in wants)
+        return self._with_drafts(batch) if self._can_draft and is_calm else batch
 
-    def _feed(self, generation: Generation, count: int) -> Feed:
+    def _want(self, generation: Generation) -> Want:
+        left = generation.order.max_tokens - len(generation.output)
+        if self._output_tokens is not None:
+            left = min(left, max(1, round(self._output_tokens)))
+        return Want(
+            key=generation.entry.key,
+            pending=generation.pending,
+            is_decoding=bool(generation.output),
+            is_urgent=is_urgent(self._policy, generation.entry),
+            remaining_tokens=left,
+            last_step=generation.last_step,
+        )
+
+    def _fed(self, generation: Generation, share: Share) -> _Fed:
         assert generation.sequence is not None
         start = generation.fed
-        tokens = generation.known(start, start + count)
-        return Feed(generation.sequence, tokens, sample=count == generation.pending)
+        tokens = generation.known(start, start + share.tokens)
+        feed = Feed(generation.sequence, tokens, sample=share.tokens == generation.pending)
+        return _Fed(generation, feed, share.is_decode)
+
+    def _with_drafts(self, batch: Sequence[_Fed]) -> list[_Fed]:
+        """The same step with guesses where they pay."""
+        pace, limits = self._pace, self._planner.limits
+        prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
+        rows = sum(len(fed.feed.tokens) for fed in batch) - prompt_tokens
+        others = sum(fed.is_decode for fed in batch) - 1
+        drafted: list[_Fed] = []
+        for fed in batch:
+            generation, feed = fed.generation, fed.feed
+            if not fed.is_decode:
+                drafted.append(fed)
+                continue
+            held = rows
+
+            def step_s(guesses: int, held: int = held) -> float:
+                return pace.step_s(rows=held + guesses, prompt_tokens=prompt_tokens)
+
+            # The token after the last guess needs room as well.
+            most = min(
+                generation.order.max_tokens - len(generation.output) - 1,
+                self._device.info.context_tokens - generation.length - 1,
+                limits.batch_tokens - rows - prompt_tokens,
+            )
+            draft = self._drafter(generation).propose(most=most, step_s=step_s, others=others)
+            rows += len(draft)
+            drafted.append(fed._replace(feed=replace(feed, draft=draft)))
+        return drafted
+
+    def _drafter(self, generation: Generation) -> Drafter:
+        if generation.drafter is None:
+            ends = self._device.info.end_tokens | generation.order.stop_tokens
+            generation.drafter = Drafter(generation.order.prompt, ends=ends)
+            generation.drafter.observe(generation.output)
+        return generation.drafter
+
+    @property
+    def _can_draft(self) -> bool:
+        return self._limits.is_speculative and self._device.info.abilities.can_verify
 
     def _one_adapter(self, ordered: list[Generation]) -> list[Generation]:
         """The generations of one adapter; the adapters take turns."""
@@ -317,38 +358,58 @@ class Stepper:
     # --- publish ---------------------------------------------------------------------------------
 
     def _publish(
-        self,
-        feeds: Sequence[Feed],
-        batch: Sequence[Generation],
-        sampled: Sequence[Sampled],
-        started_s: float,
-        ended_s: float,
+        self, batch: Sequence[_Fed], sampled: Iterable[Sampled], started_s: float, ended_s: float
     ) -> None:
-        residency = self._require_residency()
-        report = self._report
-        chosen = {one.sequence: one for one in sampled}
-        for feed, generation in zip(feeds, batch, strict=True):
-            residency.record(feed.sequence, feed.tokens)
+        report, step = self._report, self.gauges.steps + 1
+        chosen: dict[SequenceId, list[Sampled]] = {}
+        for one in sampled:
+            chosen.setdefault(one.sequence, []).append(one)
+        rows = 0
+        for generation, feed, is_decode in batch:
+            tokens = chosen.get(feed.sequence, [])
+            # All but the last are guesses that were right, and in KV with what was fed.
+            kept = [*feed.tokens, *(one.token for one in tokens[:-1])]
+            self._require_residency().record(feed.sequence, kept)
             if generation.first_fed_s is None:
                 generation.first_fed_s = started_s
-            is_decode = len(feed.tokens) == 1 and bool(generation.output)
-            report.decode_tokens += is_decode
-            report.prefill_tokens += 0 if is_decode else len(feed.tokens)
+            prompt_tokens = 0 if is_decode else len(feed.tokens)
+            report.prefill_tokens += prompt_tokens
+            report.decode_tokens += len(tokens) if is_decode else 0
+            rows += len(feed.tokens) + len(feed.draft) if is_decode else 0
             self._policy.served(
-                generation.entry,
-                prompt_tokens=0 if is_decode else len(feed.tokens),
-                new_tokens=int(feed.sample),
+                generation.entry, prompt_tokens=prompt_tokens, new_tokens=len(tokens)
             )
-            generation.fed += len(feed.tokens)
-            generation.entry.turn_tokens += len(feed.tokens)
+            generation.fed += len(kept)
+            generation.last_step = step
+            generation.entry.turn_tokens += len(kept)
             generation.kv_token_s += generation.fed * (ended_s - started_s)
-        for feed, generation in zip(feeds, batch, strict=True):
-            if feed.sample:
-                self._take_token(generation, chosen[feed.sequence], ended_s)
+        seconds = ended_s - started_s
+        self._pace.observe(
+            rows=rows,
+            prompt_tokens=sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode),
+            seconds=seconds,
+        )
         report.started_s, report.ended_s = started_s, ended_s
         self._count_step(report)
+        for generation, feed, _ in batch:
+            for one in chosen.get(feed.sequence, []):
+                if not self._take_sampled(generation, one, ended_s):
+                    break
 
-    def _take_token(self, generation: Generation, sampled: Sampled, now_s: float) -> None:
+    def _take_sampled(self, generation: Generation, sampled: Sampled, now_s: float) -> bool:
+        """Take a sampled token and those that it forces; False when the generation is over."""
+        drafter = generation.drafter
+        if drafter is not None:
+            drafter.observe([sampled.token])
+            drafter.read(sampled.forced)
+        if not self._take_token(generation, sampled, now_s):
+            return False
+        return all(
+            self._take_token(generation, sampled._replace(token=token, is_end=False), now_s)
+            for token in sampled.forced
+        )
+
+    def _take_token(self, generation: Generation, sampled: Sampled, now_s: float) -> bool:
         if generation.first_token_s is None:
             generation.first_token_s = now_s
         logprob = None
@@ -374,6 +435,7 @@ class Stepper:
             self._report.pieces.append((generation, "".join(generation.written[written:])))
         if finish is not None:
             self._end(generation, finish=finish)
+        return finish is None
 
     def _text_of(self, token: int) -> str:
         return self._device.detokenize([token]).decode("utf-8", errors="replace")
@@ -422,6 +484,11 @@ class Stepper:
         if generation in self._generations:
             self._generations.remove(generation)
             self._policy.leave(generation.entry)
+        if finish is not None:
+            made, expected = len(generation.output), self._output_tokens
+            self._output_tokens = (
+                made if expected is None else expected + _LEARN * (made - expected)
+            )
         outcome = generation.outcome(
             now_s=self._clock.now(),
             kv_bytes_per_token=self._device.info.kv_bytes_per_token,
@@ -490,3 +557,15 @@ def device_failure(name: str, problem: DeviceError) -> SyscallError:
         )
     error.__cause__ = problem
     return error
+
+
+def _overdue(name: str, generation: Generation, now_s: float) -> SyscallError:
+    waited_s = now_s - generation.entry.arrived_s
+    return SyscallError(
+        "timeout",
+        f"nobody waits for this generation after {waited_s:.1f} s on device {name}: its deadline "
+        "has passed; ask for fewer tokens, allow more time, or come back when fewer wait",
+        is_retryable=True,
+        device=name,
+        tokens=len(generation.output),
+    )

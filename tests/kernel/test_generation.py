@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -21,6 +21,7 @@ from llmos.drivers.contract import (
 )
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.policy import PolicyName, PolicySettings
 from llmos.kernel.settings import ModelSetting
 from llmos.kernel.stepper import Stepper
 from llmos.syscalls.calls import Generate
@@ -189,7 +190,7 @@ def test_many_agents_share_the_batch_and_none_is_lost(boot_kernel: Any) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("policy", ["fifo", "round_robin", "priority"])
+@pytest.mark.parametrize("policy", get_args(PolicyName))
 @pytest.mark.parametrize("can_save", [True, False])
 def test_preemption_changes_no_text(boot_kernel: Any, policy: str, can_save: bool) -> None:
     abilities = Abilities(can_save=can_save)
@@ -202,7 +203,8 @@ def test_preemption_changes_no_text(boot_kernel: Any, policy: str, can_save: boo
         return (await os.generate(prompt, sampling=sampling, max_tokens=40)).text
 
     async def scenario() -> None:
-        async with boot_kernel(models=bench.models, policy=policy, quantum_tokens=8) as kernel:
+        scheduling = PolicySettings(quantum_tokens=8)
+        async with boot_kernel(models=bench.models, policy=policy, scheduling=scheduling) as kernel:
             alone = [await kernel.os.result(await kernel.os.spawn(sample, i)) for i in range(9)]
             pids = [await kernel.os.spawn(sample, index) for index in range(9)]
             assert await kernel.os.results(pids) == alone

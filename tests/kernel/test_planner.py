@@ -26,23 +26,23 @@ def planner(passes: dict[int, float] = SLOW, limits: Limits | None = None) -> Pl
 
 
 def test_everybody_that_decodes_is_in_the_step() -> None:
-    assert planner().plan([decode(1), decode(2)]) == [Share(1, 1), Share(2, 1)]
+    assert planner().plan([decode(1), decode(2)]) == [Share(1, 1, True), Share(2, 1, True)]
 
 
 def test_a_prompt_alone_is_read_in_chunks_that_keep_the_step_short() -> None:
     chosen = planner(limits=Limits(step_s=0.27)).plan([prompt(1, 2000)])
-    assert chosen == [Share(1, 64)]
+    assert chosen == [Share(1, 64, False)]
 
 
 def test_a_prompt_ahead_of_those_that_decode_is_read_beside_them() -> None:
     shares = planner().plan([prompt(1, 600), decode(2)])
-    assert shares[0] == Share(2, 1)
+    assert shares[0] == Share(2, 1, True)
     assert shares[1].key == 1
     assert shares[1].tokens > 16
 
 
 def test_a_long_prompt_behind_those_that_decode_waits_where_rows_are_dear() -> None:
-    assert planner(SLOW).plan([decode(1), prompt(2, 2000)]) == [Share(1, 1)]
+    assert planner(SLOW).plan([decode(1), prompt(2, 2000)]) == [Share(1, 1, True)]
 
 
 def test_the_same_prompt_is_read_at_once_where_rows_are_nearly_free() -> None:
@@ -75,13 +75,13 @@ def test_an_urgent_decode_bounds_the_step_and_the_others_take_turns() -> None:
 
 def test_an_urgent_prompt_is_read_before_anything_else() -> None:
     shares = planner().plan([decode(1), prompt(2, 500), prompt(3, 40, urgent=True)])
-    assert shares == [Share(3, 40)]
+    assert shares == [Share(3, 40, False)]
 
 
 def test_a_background_prompt_gets_what_an_urgent_decode_leaves() -> None:
     pace = Pace(SLOW)
     shares = planner().plan([decode(1, urgent=True), prompt(2, 500)])
-    assert shares[0] == Share(1, 1)
+    assert shares[0] == Share(1, 1, True)
     assert shares[1].key == 2
     assert pace.step_s(rows=1, prompt_tokens=shares[1].tokens) <= 2.5 * pace.pass_s(1)
 
