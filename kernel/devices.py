@@ -169,11 +169,7 @@ class Devices:
         engine = Engine(
             setting.name,
             setting.open,
-            policy=make_policy(
-                self._settings.policy,
-                quantum_tokens=self._settings.quantum_tokens,
-                ageing_s=self._settings.ageing_s,
-            ),
+            policy=make_policy(self._settings.policy, self._settings.scheduling),
             clock=self._clock,
             tracer=self._tracer,
             max_queued=self._settings.max_queued,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.drivers.contract import EmbeddingModel, LanguageModel
+from llmos.kernel.policy import PolicySettings
 from llmos.syscalls.rights import Quota
 
 
@@ -39,8 +40,7 @@ class Settings:
     default_model: str | None
     embedding: EmbeddingSetting | None = None
     policy: str = "priority"
-    quantum_tokens: int = 16
-    ageing_s: float = 2.0
+    scheduling: PolicySettings = field(default_factory=PolicySettings)
     mailbox_messages: int = 256
     pipe_bytes: int = 65_536
     console_bytes: int = 1_048_576

@@ -20,6 +20,7 @@ from llmos.drivers.contract import EmbeddingModel, LanguageModel, ModelSpec
 from llmos.drivers.opening import open_embedding_model, open_language_model
 from llmos.kernel.clock import Clock
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.policy import PolicySettings
 from llmos.kernel.sandbox import PYTHON_TOOL
 from llmos.kernel.settings import EmbeddingSetting, ModelSetting, Settings
 from llmos.memory.model_store import ModelStore
@@ -71,7 +72,13 @@ def settings_of(config: Config) -> Settings:
             open=_embedding_opener(embedding, store),
         ),
         policy=config.policy,
-        quantum_tokens=config.quantum_tokens,
+        scheduling=PolicySettings(
+            quantum_tokens=config.quantum_tokens,
+            ageing_s=config.ageing_s,
+            head_start_s=config.head_start_s,
+            prompt_cost=config.prompt_cost,
+            new_cost=config.new_cost,
+        ),
         mailbox_messages=config.mailbox_messages,
         pipe_bytes=config.pipe_bytes,
         trace_events=config.trace_events,

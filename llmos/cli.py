@@ -41,7 +41,7 @@ Model = Annotated[
 ]
 Policy = Annotated[
     str | None,
-    typer.Option("--policy", metavar="NAME", help="fifo, round_robin or priority."),
+    typer.Option("--policy", metavar="NAME", help="priority, fifo, fair, las, ..."),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Never download: a missing model is an error.")

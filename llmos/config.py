@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, cast, get_args
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from llmos.kernel.policy import PolicyName
 from llmos.syscalls.errors import ConfigError
 from llmos.syscalls.rights import Quota
 from llmos.syscalls.values import Value
@@ -91,6 +92,10 @@ class Config(Settings):
     pipe_bytes: int = Field(default=65_536, ge=1)
     trace_events: int = Field(default=200_000, ge=0)
     quantum_tokens: int = Field(default=16, ge=1)
+    ageing_s: float = Field(default=2.0, gt=0)
+    head_start_s: float = Field(default=300.0, ge=0)
+    prompt_cost: float = Field(default=1.0, gt=0)
+    new_cost: float = Field(default=2.0, gt=0)
     quota: Quota = Quota()
     offline: bool = False
 
