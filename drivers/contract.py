@@ -99,6 +99,7 @@ class ModelSpec:
     # llama_cpp: one stream of KV a sequence, or one buffer that all share and in which forks cost
     # nothing; `auto` is the driver's choice
     kv_layout: KVLayout = "auto"
+    kv_cells: int | None = None  # tokens of the unified buffer; None: as many as fit, up to all
     kv_type: KVType = "f16"  # llama_cpp: the number format of KV
     flash_attention: bool | None = None  # llama_cpp; None: where the library thinks it pays
     micro_batch_tokens: int | None = None  # llama_cpp: tokens of one pass; None: `batch_tokens`
@@ -116,6 +117,7 @@ class Abilities:
     can_mix_adapters: bool = False  # sequences with different adapters in one step
     can_verify: bool = False  # feeds may carry a draft
     is_deterministic: bool = True
+    counts_exactly: bool = True  # `tokenize` and `render` are by the model's own vocabulary
 
 
 @dataclass(frozen=True, slots=True)
