@@ -26,7 +26,6 @@ from llmos.syscalls.values import Value
 
 Table = Mapping[str, Any]
 DriverName = Literal["llama_cpp", "torch", "scripted"]
-PolicyName = Literal["fifo", "round_robin", "priority"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 FILE_NAME = "llmos.toml"
