@@ -57,6 +57,13 @@ class Stowed:
     awaited_by: int | None = None  # a generation that goes on from here
 
 
+class _Worth(NamedTuple):
+    """What eviction goes by: the least goes first, and of equals the one used longest ago."""
+
+    per_byte: float
+    used_s: float
+
+
 class Found(NamedTuple):
     """A saved sequence that begins as a prompt does, and how far."""
 
@@ -114,7 +121,7 @@ class Tiers:
             self._add(
                 replace(_new(next(self._numbers), file.owner, file.tokens, used_s), file=file)
             )
-        self._fit_disk(0, worth=float("inf"))
+        self._fit_disk(0, worth=_Worth(float("inf"), self.returns.now()))
 
     # --- in ---
 
@@ -275,16 +282,16 @@ class Tiers:
     def _staying_bytes(self) -> int:
         return sum(_state_bytes(s) for s in self._stowed.values() if s not in self._writing)
 
-    def _worth(self, stowed: Stowed) -> float:
+    def _worth(self, stowed: Stowed) -> _Worth:
         """Seconds of computing that a byte spares, by the seconds until it is expected to."""
         if stowed.awaited_by is not None:
-            return float("inf")
+            return _Worth(float("inf"), stowed.used_s)
         tree = self._trees.get(stowed.owner.adapter)
         is_in = tree is not None and stowed.number in tree
         tokens = tree.only_here(stowed.number) if tree and is_in else len(stowed.tokens)
         size = _state_bytes(stowed) or _file_bytes(stowed)
         remaining_s = self.returns.remaining_s(stowed.owner.program, since_s=stowed.used_s)
-        return self.recompute_s(tokens) / remaining_s / max(1, size)
+        return _Worth(self.recompute_s(tokens) / remaining_s / max(1, size), stowed.used_s)
 
     def _make_room(self, stowed: Stowed) -> bool:
         """Take what is worth less than this out of host memory until it fits, or nothing at all."""
@@ -328,7 +335,7 @@ class Tiers:
         else:
             self._remove(stowed)
 
-    def _fit_disk(self, size: int, *, worth: float) -> bool:
+    def _fit_disk(self, size: int, *, worth: _Worth) -> bool:
         """Delete what is worth least on disk, and less than this, until so much more fits."""
         coming = sum(_padded(_state_bytes(s)) for s in self._writing)
         while self.disk_bytes + coming + _padded(size) > self._disk_budget_bytes:
