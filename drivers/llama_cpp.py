@@ -1,14 +1,8 @@
 """llama.cpp as a device: one GGUF model, many sequences in one context, on the CPU.
 
-Owns the context and its KV cache, through the low-level API of llama-cpp-python. Each sequence has
-a stream of KV of its own (`kv_unified` off), so that attention runs over its own tokens only. Mixed
-prefill and decode is one `llama_batch`.
-
-Two properties of llama.cpp shape this module. It computes several sequences in one pass only when
-their streams are neighbours, in ascending order; so feeds are sorted, and sequences that run move
-together (`llama_streams.py`). And `llama_memory_seq_cp` between streams copies a whole stream, and
-only at the next decode, from a source that may have changed by then; so `fork` goes through the
-sequence's state instead, which copies the tokens in use and at once.
+Owns the context, through the low-level API of llama-cpp-python; what its KV cache holds and how the
+layouts differ is in `llama_kv.py`. Mixed prefill and decode is one `llama_batch`, its feeds in the
+order of llama.cpp's own sequence numbers, which is what lets it compute several in one pass.
 
 The same steps give the same logits, bit for bit. Other steps over the same tokens need not: chunks
 of 64 tokens and more take another flash attention kernel than smaller ones, and with several
@@ -25,8 +19,8 @@ are not finite, or as wrong text.
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +38,16 @@ from llmos.drivers.contract import (
     Sampled,
     SequenceId,
 )
-from llmos.drivers.decoding import Decoding, masks
+from llmos.drivers.decoding import Decoding, masks, rows_of, sample
 from llmos.drivers.llama_batch import LlamaBatch, Placed
+from llmos.drivers.llama_context import check_spec, open_context, planned_cells
+from llmos.drivers.llama_kv import SharedKV, StreamKV
 from llmos.drivers.llama_library import listen, load_library
 from llmos.drivers.llama_model import LlamaModel
-from llmos.drivers.llama_streams import Streams
+from llmos.drivers.llama_states import LlamaStates
 from llmos.syscalls.content import Message
 from llmos.syscalls.options import Constraint, Sampling
 from llmos.syscalls.results import ToolSpec
-
-State = NDArray[np.uint8]
-
-_FREE_SHARE = 0.9  # most of the free memory that the KV cache may take
 
 
 class LlamaCpp:
@@ -65,44 +57,38 @@ class LlamaCpp:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        _check_spec(spec)
+        check_spec(spec)
         self._lib = load_library()
         self._context: Any = None
-        self._lengths = [0] * spec.sequences
-        self._streams = Streams(spec.sequences)
+        self._buffers: Mapping[str, int] = {}
         self._decodings: dict[SequenceId, Decoding] = {}
         self._adapter: str | None = None  # the one that the context computes with
         self._model = LlamaModel(spec.path)
         try:
-            self._info = self._model.describe(spec)
+            info = self._model.describe(spec)
+            self._info = replace(info, kv_cells=planned_cells(spec, info))
             self._chat = self._model.chat_format()
             self._constraints = self._model.constraint_compiler()
-            self._open_context(spec)
+            self._context, self._buffers = open_context(self._model.pointer, spec, self._info)
+            self._states = LlamaStates(self._lib, self._context)
+            self._kv = self._open_kv()
             self._batch = LlamaBatch(self._lib, spec.batch_tokens)
-            layout = f"llama_cpp {self._lib.llama_version().decode()}, {spec.sequences} streams"
-            self._fingerprint = kv_blob.fingerprint(spec.path, layout)
+            self._fingerprint = kv_blob.fingerprint(spec.path, self._form(spec))
         except BaseException:
             self.close()
             raise
 
-    def _open_context(self, spec: ModelSpec) -> None:
-        _check_memory(self._info)
-        parameters = self._lib.llama_context_default_params()
-        parameters.n_ctx = self._info.context_tokens * spec.sequences
-        parameters.n_seq_max = spec.sequences
-        # One token of each sequence asks for logits. Room for every token would cost a hundred
-        # megabytes, and room for less than one a sequence ends the process.
-        parameters.n_outputs_max = spec.sequences
-        parameters.n_batch = parameters.n_ubatch = max(spec.batch_tokens, spec.sequences)
-        parameters.kv_unified = False
-        threads = spec.threads or len(os.sched_getaffinity(0))
-        parameters.n_threads = parameters.n_threads_batch = threads
-        with listen() as heard:
-            self._context = self._lib.llama_init_from_model(self._model.pointer, parameters)
-        if not self._context:
-            raise DeviceError(f"llama.cpp cannot make a context: {heard.reason}")
-        self._memory = self._lib.llama_get_memory(self._context)
-        self._buffers = heard.buffers
+    def _open_kv(self) -> SharedKV:
+        info = self._info
+        if info.kv_cells is not None:
+            return SharedKV(self._states, info.sequences)
+        return StreamKV(self._states, info.sequences, can_trim=info.abilities.can_trim)
+
+    def _form(self, spec: ModelSpec) -> str:
+        """What a saved state depends on besides the model."""
+        version: str = self._lib.llama_version().decode()
+        layout = "one buffer" if self._info.kv_cells else f"{spec.sequences} streams"
+        return f"llama_cpp {version}, {layout}, {spec.kv_type}, flash {spec.flash_attention}"
 
     @property
     def info(self) -> ModelInfo:
@@ -153,36 +139,39 @@ class LlamaCpp:
         if not feeds:
             return []
         allowed = masks(feeds, self._decodings)
-        for one, other in self._streams.due([feed.sequence for feed in feeds], self._lengths):
-            self._swap(one, other)
-        ordered = sorted(feeds, key=lambda feed: self._streams.of(feed.sequence))
+        self._kv.prepare([feed.sequence for feed in feeds])
+        ordered = sorted(feeds, key=lambda feed: self._kv.number(feed.sequence))
         self._use_adapter(self._decodings[ordered[0].sequence].adapter)
         self._batch.fill(
-            Placed(self._streams.of(feed.sequence), self._lengths[feed.sequence], feed)
+            Placed(self._kv.number(feed.sequence), self.length(feed.sequence), feed)
             for feed in ordered
         )
         self._decode(ordered)
-        for feed in ordered:
-            self._lengths[feed.sequence] += len(feed.tokens)
-        sampling = [feed.sequence for feed in ordered if feed.sample]
+        rows = sum(map(rows_of, ordered))
         try:
-            return [
-                self._decodings[sequence].choose(sequence, row, allowed[sequence])
-                for sequence, row in zip(sampling, self._logits(len(sampling)), strict=True)
-            ]
+            runs = sample(ordered, self._logits(rows), allowed, self._decodings)
         except DeviceError as problem:
-            # The tokens are in the KV already, and what computed these logits is not to be trusted.
+            # What computed these logits is not to be trusted.
+            self._kv.take_back(feed.sequence for feed in ordered)
             raise DeviceError(str(problem), is_fatal=True) from problem
+        for run in runs:
+            self._kv.append(run.feed.sequence, run.held_tokens)
+        self._kv.take_back(run.feed.sequence for run in runs if run.feed.draft)
+        return [one for run in runs for one in run.sampled]
 
     def _decode(self, feeds: Sequence[Feed]) -> None:
         with listen() as heard:
             status: int = self._lib.llama_decode(self._context, self._batch.structure)
         if status == 0:
             return
-        for feed in feeds:
-            # A failure in a later pass leaves the tokens of the passes before it.
-            self._remove(feed.sequence, self.length(feed.sequence))
+        # A failure in a later pass leaves the tokens of the passes before it.
+        self._kv.take_back(feed.sequence for feed in feeds)
         # 1: no room; -1: the batch was refused; below: the computation failed.
+        if status == 1 and self._info.kv_cells is not None:
+            raise DeviceError(
+                f"the KV buffer of {self._info.kv_cells} tokens has no room for this step "
+                "(status 1); trim sequences, or open the model with more kv_cells"
+            )
         raise DeviceError(
             f"llama.cpp failed to decode (status {status}): {heard.reason}", is_fatal=status < -1
         )
@@ -198,81 +187,31 @@ class LlamaCpp:
 
     def length(self, sequence: SequenceId) -> int:
         check_sequence(self._info, sequence)
-        return self._lengths[sequence]
+        return self._kv.lengths[sequence]
 
     def fork(self, source: SequenceId, target: SequenceId, tokens: int) -> None:
+        self._check_open()
         check_empty(target, self.length(target))
         check_kept(self._info, source, tokens, self.length(source))
         if tokens:
-            self._write_state(self._read_state(source), target, self.length(source))
-            self.trim(target, tokens)
+            self._kv.fork(source, target, tokens)
 
     def trim(self, sequence: SequenceId, tokens: int) -> None:
         self._check_open()
         check_kept(self._info, sequence, tokens, self.length(sequence))
-        if tokens < self._lengths[sequence]:
-            self._remove(sequence, tokens)
-            self._lengths[sequence] = tokens
+        if tokens < self.length(sequence):
+            self._kv.trim(sequence, tokens)
 
     def save(self, sequence: SequenceId) -> bytes:
-        tokens = self.length(sequence)
-        return kv_blob.pack(self._fingerprint, tokens, self._read_state(sequence))
+        self._check_open()
+        return kv_blob.pack(self._fingerprint, self.length(sequence), self._kv.save(sequence))
 
     def restore(self, blob: bytes, sequence: SequenceId) -> None:
+        self._check_open()
         check_empty(sequence, self.length(sequence))
         saved = kv_blob.unpack(blob, self._fingerprint)
         check_fits(self._info, saved.tokens)
-        self._write_state(np.frombuffer(saved.payload, np.uint8), sequence, saved.tokens)
-
-    def _swap(self, one: SequenceId, other: SequenceId) -> None:
-        """Let two sequences change streams."""
-        held = [sequence for sequence in (one, other) if self._lengths[sequence]]
-        states = [self._read_state(sequence) for sequence in held]
-        for sequence in held:
-            self._remove(sequence, 0)
-        self._streams.swap(one, other)
-        try:
-            for sequence, state in zip(held, states, strict=True):
-                self._write_state(state, sequence, self._lengths[sequence])
-        except DeviceError as problem:
-            raise DeviceError(f"a sequence was lost: {problem}", is_fatal=True) from problem
-
-    def _read_state(self, sequence: SequenceId) -> State:
-        self._check_open()
-        with listen() as heard:
-            stream = self._streams.of(sequence)
-            size: int = self._lib.llama_state_seq_get_size(self._context, stream)
-            state = np.empty(size, np.uint8)
-            written: int = self._lib.llama_state_seq_get_data(
-                self._context, _bytes_at(state), size, stream
-            )
-        if not written:
-            raise DeviceError(f"llama.cpp cannot save sequence {sequence}: {heard.reason}")
-        return state
-
-    def _write_state(self, state: State, sequence: SequenceId, tokens: int) -> None:
-        """Fill an empty sequence from a state that holds `tokens` tokens."""
-        self._check_open()
-        stream = self._streams.of(sequence)
-        with listen() as heard:
-            read: int = self._lib.llama_state_seq_set_data(
-                self._context, _bytes_at(state), len(state), stream
-            )
-        held: int = self._lib.llama_memory_seq_pos_max(self._memory, stream) + 1
-        if not read or held != tokens:
-            self._remove(sequence, 0)
-            raise DeviceError(
-                f"the saved sequence cannot be restored: {held} of {tokens} tokens; {heard.reason}"
-            )
-        self._lengths[sequence] = tokens
-
-    def _remove(self, sequence: SequenceId, start: int) -> None:
-        """Drop a sequence's KV from position `start` on."""
-        stream = self._streams.of(sequence)
-        if not self._lib.llama_memory_seq_rm(self._memory, stream, start, -1):
-            raise DeviceError(
-                f"llama.cpp cannot drop sequence {sequence} from token {start} on", is_fatal=True
-            )
+        self._kv.restore(np.frombuffer(saved.payload, np.uint8), sequence, saved.tokens)
 
     # --- engine thread: adapters and the end ---
 
@@ -283,7 +222,7 @@ class LlamaCpp:
         self._model.adapter(name)
         users = [sequence for sequence, one in self._decodings.items() if one.adapter == name]
         for sequence in users:
-            if self._lengths[sequence]:
+            if self.length(sequence):
                 raise DeviceError(
                     f"sequence {sequence} uses the adapter {name}; trim it to 0 first"
                 )
@@ -316,6 +255,7 @@ class LlamaCpp:
             *self._model.allocations(),
             Allocation("kv_cache", self._buffers.get("KV", 0)),
             Allocation("compute", self._buffers.get("compute", 0) + self._buffers.get("output", 0)),
+            Allocation("kv_copies", self._states.buffer_bytes),
         ]
 
     def close(self) -> None:
@@ -329,33 +269,3 @@ class LlamaCpp:
         """A pointer that was freed must not reach the library."""
         if not self._context:
             self._model.check_open()
-
-
-def _check_spec(spec: ModelSpec) -> None:
-    """Raises: DeviceError for settings that llama.cpp would ignore or die of."""
-    if spec.device != "cpu":
-        raise DeviceError(f"llama_cpp serves the device cpu here, not {spec.device}")
-    if spec.dtype != "auto":
-        raise DeviceError("a GGUF file has its own number format; leave dtype at auto")
-    most = load_library().llama_max_parallel_sequences()
-    if not 1 <= spec.sequences <= most:
-        raise DeviceError(f"llama.cpp holds 1 to {most} sequences, not {spec.sequences}")
-    if spec.batch_tokens < 1 or spec.context_tokens < 1:
-        raise DeviceError("batch_tokens and context_tokens must be at least 1")
-
-
-def _check_memory(info: ModelInfo) -> None:
-    """Raises: DeviceError when the KV cache would not fit; the system would kill us instead."""
-    import psutil
-
-    needed = info.kv_bytes_per_token * info.context_tokens * info.sequences
-    free = int(psutil.virtual_memory().available * _FREE_SHARE)
-    if needed > free:
-        raise DeviceError(
-            f"{info.sequences} sequences of {info.context_tokens} tokens need {needed / 2**30:.1f} "
-            f"GiB of KV cache and {free / 2**30:.1f} GiB are free; ask for fewer or shorter ones"
-        )
-
-
-def _bytes_at(array: State) -> Any:
-    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

@@ -10,18 +10,28 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmos.drivers.chat import ChatFormat
 from llmos.drivers.constraint import ConstraintCompiler
-from llmos.drivers.contract import Abilities, Allocation, DeviceError, ModelInfo, ModelSpec
+from llmos.drivers.contract import (
+    Abilities,
+    Allocation,
+    DeviceError,
+    KVType,
+    ModelInfo,
+    ModelSpec,
+)
 from llmos.drivers.gguf_header import DamagedFile, read_gguf_header
 from llmos.drivers.llama_library import listen, load_library
 from llmos.drivers.llama_vocabulary import LlamaVocabulary
 from llmos.drivers.lora_gguf import gguf_adapter
 
-KV_VALUE_BYTES = 2  # half precision
+# Bytes of KV values: half precision, or blocks of 32 bytes with a scale of two.
+KV_VALUE_BYTES: Mapping[KVType, Fraction] = {"f16": Fraction(2), "q8_0": Fraction(34, 32)}
 _META_BYTES = 256
 
 
@@ -94,10 +104,10 @@ class LlamaModel:
             context_tokens=min(spec.context_tokens, lib.llama_model_n_ctx_train(model)),
             sequences=spec.sequences,
             batch_tokens=spec.batch_tokens,
-            kv_bytes_per_token=self._kv_bytes_per_token(),
+            kv_bytes_per_token=self._kv_bytes_per_token(spec.kv_type),
             end_tokens=self.vocabulary.end_tokens,
             weights_format=(lib.llama_ftype_name(lib.llama_model_ftype(model)) or b"?").decode(),
-            abilities=Abilities(can_trim=can_trim, can_mix_adapters=False),
+            abilities=Abilities(can_trim=can_trim, can_verify=can_trim),
         )
 
     def attach(self, name: str, path: Path) -> None:
@@ -145,7 +155,7 @@ class LlamaModel:
                 self._lib.llama_model_free(pointer)
         self._adapters.clear()
 
-    def _kv_bytes_per_token(self) -> int:
+    def _kv_bytes_per_token(self, kind: KVType) -> int:
         """Keys and values of one token in all layers, taking the first layer's heads for all."""
         lib, model = self._lib, self.pointer
         architecture = self._meta("general.architecture")
@@ -155,7 +165,8 @@ class LlamaModel:
             for part in ("key", "value")
         )
         heads: int = lib.llama_model_n_head_kv(model)
-        return lib.llama_model_n_layer(model) * heads * lengths * KV_VALUE_BYTES
+        values: int = lib.llama_model_n_layer(model) * heads * lengths
+        return int(values * KV_VALUE_BYTES[kind])
 
     def _meta(self, key: str) -> str | None:
         """A metadata value as text."""

@@ -403,7 +403,7 @@ def test_running_sequences_move_together_and_nothing_else_changes(model: LlamaCp
     expected = go_on(model, 0, tokens=8)
     model.trim(0, 0)
     prompt = model.tokenize(PROMPT)
-    stream_of = model._streams.of  # pyright: ignore[reportPrivateUsage]
+    stream_of = model._kv.number  # pyright: ignore[reportPrivateUsage]
     # Two run with one between them that rests on other tokens.
     resting = go_on(model, 1, tokens=3, sampling=Sampling(logit_bias={500: 90.0}))
     blob, kept = model.save(1), model.length(1)
