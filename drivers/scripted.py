@@ -11,6 +11,7 @@ A sequence is kept as a string whose characters are the token ids: searching it 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from llmos.drivers.contract import (
     Sampled,
     SequenceId,
 )
-from llmos.drivers.decoding import Decoding, masks
+from llmos.drivers.decoding import Decoding, masks, sample
 from llmos.drivers.sampling import Row
 from llmos.syscalls.content import Message
 from llmos.syscalls.options import Constraint, Sampling
@@ -90,7 +91,7 @@ class Scripted:
             kv_bytes_per_token=2,
             end_tokens=_END_TOKENS,
             weights_format="none",
-            abilities=abilities or Abilities(can_mix_adapters=True),
+            abilities=abilities or Abilities(can_mix_adapters=True, can_verify=True),
         )
         self._script: Script = {} if script is None else script
         self._on_step = on_step
@@ -175,13 +176,12 @@ class Scripted:
         allowed = masks(feeds, self._decodings)
         for feed in feeds:
             self._held[feed.sequence] += "".join(map(chr, feed.tokens))
-        return [
-            self._decodings[feed.sequence].choose(
-                feed.sequence, self._logits(feed.sequence), allowed[feed.sequence]
-            )
-            for feed in feeds
-            if feed.sample
-        ]
+        rows = [row for feed in feeds if feed.sample for row in self._rows(feed)]
+        runs = sample(feeds, np.reshape(rows, (-1, VOCABULARY)), allowed, self._decodings)
+        for run in runs:
+            guessed = run.held_tokens - len(run.feed.tokens)
+            self._held[run.feed.sequence] += "".join(map(chr, run.feed.draft[:guessed]))
+        return [one for run in runs for one in run.sampled]
 
     def length(self, sequence: SequenceId) -> int:
         check_sequence(self._info, sequence)
@@ -240,13 +240,18 @@ class Scripted:
 
     # --- the script ---
 
-    def _logits(self, sequence: SequenceId) -> Row:
-        held = self._held[sequence]
+    def _rows(self, feed: Feed) -> list[Row]:
+        """The logits after the feed's last token and after each guess of its draft."""
+        held, adapter = self._held[feed.sequence], self._decodings[feed.sequence].adapter
+        texts = itertools.accumulate(map(chr, feed.draft), initial=held)
+        return [self._logits(text, adapter) for text in texts]
+
+    def _logits(self, held: str, adapter: str | None) -> Row:
         noise = zlib.crc32(held[-8:].encode("utf-16-le"), len(held)) % VOCABULARY
         row = np.roll(_NOISE, noise)
         row[_CLOSING] += _CLOSING_LOGIT
         row[_QUOTE] += _QUOTE_LOGIT
-        row[self._next_token(held, self._decodings[sequence].adapter)] = _SCRIPTED_LOGIT
+        row[self._next_token(held, adapter)] = _SCRIPTED_LOGIT
         return row
 
     def _next_token(self, held: str, adapter: str | None) -> int:

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Run:
     out: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     is_over: bool = False
+    steps: int = 0
 
     def __post_init__(self) -> None:
         self.adds.setdefault("sampling", WATCHED)
@@ -74,17 +75,23 @@ class Run:
         assert sampled.sequence == self.sequence
         if len(sampled.top) > 1:
             self.gaps.append(sampled.top[0][1] - sampled.top[1][1])
-        if sampled.is_end:
-            self.is_over = True
-        else:
-            self.out.append(sampled.token)
-            self.pending = [sampled.token]
+        ends = self.model.info.end_tokens
+        self.pending = [one for one in (sampled.token, *sampled.forced) if one not in ends]
+        self.is_over = sampled.is_end or bool(ends.intersection(sampled.forced))
+        self.out += self.pending
 
-    def go(self, tokens: int) -> Run:
-        for _ in range(tokens):
-            if not self.is_over:
-                (sampled,) = self.model.step([self.feed()])
-                self.take(sampled)
+    def go(self, tokens: int, guess: Callable[[int], Sequence[int]] = lambda _: ()) -> Run:
+        """Generate at least so many tokens, or to the end; `guess` drafts what follows so many."""
+        enough = len(self.out) + tokens
+        while len(self.out) < enough and not self.is_over:
+            fed = self.model.length(self.sequence) + len(self.pending)
+            draft = guess(len(self.out))
+            sampled = self.model.step([Feed(self.sequence, self.pending, True, draft)])
+            for one in sampled:
+                self.take(one)
+            self.steps += 1
+            # The guesses that were right are in KV, and no others.
+            assert self.model.length(self.sequence) == fed + len(sampled) - 1
         return self
 
     @property
@@ -586,6 +593,154 @@ def test_one_sequence_is_constrained_and_its_neighbour_is_not(model: LanguageMod
             live[sampled.sequence].take(sampled)
     assert bound.text.isdigit()
     assert_same(free, alone)
+
+
+# --- several tokens a step ------------------------------------------------------------------------
+
+TWO_TOOLS = {
+    "type": "object",
+    "properties": {
+        "tool_name": {"enum": ["search_the_web", "read_a_file"]},
+        "is_dangerous": {"type": "boolean"},
+        "arguments": {"type": "object", "properties": {}, "additionalProperties": False},
+    },
+    "required": ["tool_name", "is_dangerous", "arguments"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_forced_tokens_are_those_that_would_have_been_sampled(
+    model: LanguageModel, temperature: float
+) -> None:
+    prompt = ask(model, "Call a tool.")
+    sampling = Sampling(temperature=temperature, seed=4)
+    watched = sampling.model_copy(update={"logprobs": 2})
+    constraint = JsonSchemaConstraint(json_schema=TWO_TOOLS)
+    one_by_one = answer(model, prompt, 80, sampling=watched, constraint=constraint)
+    forced = answer(model, prompt, 80, sampling=sampling, constraint=constraint)
+    assert forced.is_over
+    assert json.loads(forced.text).keys() == TWO_TOOLS["properties"].keys()
+    assert forced.steps * 2 < len(forced.out) < one_by_one.steps
+    if temperature == 0.0 or model.info.driver == "scripted":
+        assert_same(forced, one_by_one)
+
+
+def test_a_constraint_that_leaves_no_choice_takes_one_step(model: LanguageModel) -> None:
+    constraint = ChoiceConstraint(choices=("one way only",))
+    run = answer(model, ask(model, "Which?"), 30, sampling=GREEDY, constraint=constraint)
+    assert (run.text, run.steps, run.is_over) == ("one way only", 1, True)
+
+
+@pytest.fixture
+def verifying(model: LanguageModel) -> LanguageModel:
+    """The model under test, if it takes drafts."""
+    if not model.info.abilities.can_verify:
+        pytest.skip("this driver takes no drafts")
+    return model
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [WATCHED, Sampling(temperature=0.7, seed=5, logprobs=2, repetition_penalty=1.1)],
+    ids=["greedy", "sampled"],
+)
+def test_guesses_change_how_many_steps_it_takes_and_nothing_else(
+    verifying: LanguageModel, sampling: Sampling
+) -> None:
+    model, prompt = verifying, ask(verifying, QUESTIONS[2])
+    reference = answer(model, prompt, 16, sampling=sampling)
+    right = reference.out
+    wrong = [(token + 1) % 250 for token in right]
+    mixed = [right[i] if i % 3 else wrong[i] for i in range(len(right))]
+    for said, most_steps in ((right, 5), (mixed, 12), (wrong, len(right) + 1)):
+        run = Run(model, 1, prompt, {"sampling": sampling})
+        run.go(16, lambda held, said=said: said[held : held + 4])
+        model.trim(1, 0)
+        if sampling is WATCHED or model.info.driver == "scripted":
+            assert_same(run, reference)
+        if run.out[:16] == right:
+            assert run.steps <= most_steps
+
+
+def test_after_wrong_guesses_a_sequence_equals_its_recomputation(
+    verifying: LanguageModel,
+) -> None:
+    model, prompt = verifying, ask(verifying, QUESTIONS[1])
+    reference = answer(model, prompt)
+    run = Run(model, 2, prompt).go(4, lambda held: [*reference.out[held : held + 1], 65, 66, 67])
+    assert_same(run.go(6), reference)
+
+
+def test_drafts_of_some_sequences_do_not_disturb_the_others(verifying: LanguageModel) -> None:
+    model = verifying
+    prompts = [ask(model, question) for question in QUESTIONS[:3]]
+    alone = [answer(model, prompt) for prompt in prompts]
+    runs = [Run(model, i, prompt) for i, prompt in zip((4, 0, 2), prompts, strict=True)]
+    for run in runs:
+        model.step([Feed(run.sequence, run.pending[:-1], False)])
+        run.pending = run.pending[-1:]
+    guesses = {4: alone[0].out, 0: [65] * 20, 2: []}
+    for _ in range(10):
+        live = {run.sequence: run for run in runs if not run.is_over and len(run.out) < 10}
+        feeds = [
+            Feed(run.sequence, run.pending, True, guesses[run.sequence][len(run.out) :][:3])
+            for run in live.values()
+        ]
+        for sampled in model.step(feeds):
+            live[sampled.sequence].take(sampled)
+    for run, reference in zip(runs, alone, strict=True):
+        run.out = run.out[: len(reference.out)]
+        assert_same(run, reference)
+
+
+def test_guesses_are_sampled_under_the_constraint(verifying: LanguageModel) -> None:
+    prompt = ask(verifying, "Which letters?")
+    adds: dict[str, Any] = {
+        "sampling": WATCHED,
+        "constraint": RegexConstraint(pattern="[a-z]{3}( [a-z]{3}){4}"),
+    }
+    reference = answer(verifying, prompt, 30, **adds)
+    run = Run(verifying, 1, prompt, adds).go(30, lambda held: reference.out[held : held + 3])
+    assert run.is_over
+    assert_same(run, reference)
+
+
+@pytest.mark.parametrize(
+    ("feed", "reason"),
+    [
+        (Feed(0, [65], False, [66]), "not to sample"),
+        (Feed(0, [65], True, [66] * 33), "33 draft tokens"),
+        (Feed(0, [65], True, [66, -1]), "vocabulary"),
+        (Feed(0, [65] * 180, True, [66] * 20), "200 tokens in one step"),
+    ],
+)
+def test_a_draft_that_cannot_be_is_refused_and_changes_nothing(
+    verifying: LanguageModel, feed: Feed, reason: str
+) -> None:
+    verifying.add(0, sampling=GREEDY)
+    with pytest.raises(DeviceError, match=reason) as caught:
+        verifying.step([feed])
+    assert not caught.value.is_fatal
+    assert verifying.length(0) == 0
+
+
+def test_a_draft_beyond_the_window_is_refused(small: LanguageModel) -> None:
+    if not small.info.abilities.can_verify:
+        pytest.skip("this driver takes no drafts")
+    small.add(0, sampling=GREEDY)
+    with pytest.raises(DeviceError, match="17 tokens of 16"):
+        small.step([Feed(0, [65] * 10, True, [66] * 7)])
+    assert small.step([Feed(0, [65] * 10, True, [66] * 6)])
+    small.trim(0, 0)
+
+
+def test_who_cannot_verify_refuses_drafts(model: LanguageModel) -> None:
+    if model.info.abilities.can_verify:
+        pytest.skip("this driver takes drafts")
+    model.add(0, sampling=GREEDY)
+    with pytest.raises(DeviceError, match="cannot verify"):
+        model.step([Feed(0, [65], True, [66])])
 
 
 # --- adapters and the end -------------------------------------------------------------------------

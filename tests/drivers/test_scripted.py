@@ -21,11 +21,11 @@ def answer(model: Scripted, text: str, *, prefix: str = "", **adds: Any) -> str:
     model.add(0, sampling=GREEDY, **adds)
     while True:
         (sampled,) = model.step([Feed(0, pending, True)])
-        if sampled.is_end:
+        pending = [sampled.token, *sampled.forced]
+        if not model.info.end_tokens.isdisjoint(pending):
             model.trim(0, 0)
-            return model.detokenize(out).decode()
-        out.append(sampled.token)
-        pending = [sampled.token]
+            return model.detokenize([*out, *pending]).decode()
+        out += pending
 
 
 def test_a_reply_follows_the_script() -> None:
@@ -64,6 +64,15 @@ def test_a_plain_prompt_is_continued() -> None:
 def test_a_constraint_that_the_script_does_not_fit_still_ends() -> None:
     model = Scripted(SPEC, script={"Hi": "Hello"})
     assert answer(model, "Hi", constraint=RegexConstraint(pattern="[0-9]{2,4}")).isdigit()
+
+
+def test_a_reply_can_be_guessed() -> None:
+    model = Scripted(SPEC, script={"Hi": "Hello"})
+    model.add(0, sampling=GREEDY)
+    sampled = model.step([Feed(0, model.render([user("Hi")]), True, [*b"Helps"])])
+    assert [chr(one.token) for one in sampled] == ["H", "e", "l", "l"]
+    (after,) = model.step([Feed(0, [ord("l")], True)])
+    assert after.token == ord("o")
 
 
 def test_an_adapter_begins_its_replies_with_its_name() -> None:
