@@ -135,6 +135,7 @@ async def rounds(home: Path) -> tuple[list[Side], list[Side]]:
     model = ModelConfig(
         source="smollm2",
         driver="llama_cpp",
+        weights="shipped",
         context_tokens=WINDOW,
         sequences=AGENTS,
         threads=threads(),

@@ -52,6 +52,7 @@ def llmos(
 ) -> Generator[Serving]:
     """`llmos serve` with an empty home; `model` are more settings of the model."""
     settings = {
+        "weights": "shipped",  # the other servers' file; `model` may say "tuned"
         "context_tokens": sizes.window,
         "sequences": sizes.sequences,
         "threads": sizes.threads,

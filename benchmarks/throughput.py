@@ -64,6 +64,7 @@ async def kernel_side(home: Path) -> AsyncGenerator[Round]:
     model = ModelConfig(
         source="smollm2",
         driver="llama_cpp",
+        weights="shipped",
         context_tokens=SIZES.window,
         sequences=SIZES.sequences,
         threads=SIZES.threads,

@@ -25,6 +25,7 @@ from llmos.kernel.sandbox import PYTHON_TOOL
 from llmos.kernel.settings import EmbeddingSetting, ModelSetting, Settings
 from llmos.memory.model_store import ModelStore
 from llmos.syscalls.trap import ProgramFunction
+from llmos.weights import fitted
 
 # The width of the default embedding model; another one's is read from its card.
 DEFAULT_DIMENSIONS = 384
@@ -64,7 +65,10 @@ def settings_of(config: Config) -> Settings:
     embedding = config.embedding
     return Settings(
         home=config.home,
-        models={name: _model(name, model, store) for name, model in config.models.items()},
+        models={
+            name: _model(name, model, store, config.tuned_folder)
+            for name, model in config.models.items()
+        },
         default_model=config.default_model,
         embedding=EmbeddingSetting(
             name=embedding.name,
@@ -86,7 +90,7 @@ def settings_of(config: Config) -> Settings:
     )
 
 
-def _model(name: str, model: ModelConfig, store: ModelStore) -> ModelSetting:
+def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path) -> ModelSetting:
     def path() -> Path:
         if model.driver == "scripted":
             return Path(model.source)
@@ -103,7 +107,7 @@ def _model(name: str, model: ModelConfig, store: ModelStore) -> ModelSetting:
             device=model.device,
             dtype=model.dtype,
         )
-        return open_language_model(model.driver, spec)
+        return open_language_model(model.driver, fitted(spec, model, tuned_folder))
 
     return ModelSetting(
         name=name,

@@ -232,6 +232,44 @@ def pull(
 
 @app.command()
 @command
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="A configured model, or one of the store; the default one.")
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Compare these number formats: F32 F16 BF16 Q8_0 Q4_0."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Number formats only, not threads and the rest.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only show what is kept.")] = False,
+    max_loss: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Most perplexity to lose: 0.01 is 1%.")
+    ] = 0.01,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> int:
+    """Find how a model runs fastest on this machine, and keep it for the next start."""
+    from llmos.commands_tune import show_tuned, tune_model
+
+    settings = _config(config)
+    if show:
+        return show_tuned(settings, model, as_json=as_json)
+    return tune_model(
+        settings,
+        model,
+        formats=formats,
+        is_quick=quick,
+        is_forced=force,
+        most_loss=max_loss,
+        as_json=as_json,
+    )
+
+
+@app.command()
+@command
 def models(
     verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
     remove: Annotated[

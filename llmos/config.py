@@ -26,6 +26,7 @@ from llmos.syscalls.values import Value
 
 Table = Mapping[str, Any]
 DriverName = Literal["llama_cpp", "torch", "scripted"]
+Weights = Literal["tuned", "shipped", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 FILE_NAME = "llmos.toml"
@@ -46,7 +47,12 @@ class Settings(Value):
 
 
 class ModelConfig(Settings):
-    """A language model that agents can name, and the sizes that its driver must keep to."""
+    """A language model that agents can name, and the sizes that its driver must keep to.
+
+    `weights`: the file `shipped`, or a copy of it in another number format. `tuned` is what
+    `llmos tune` chose for this machine, its settings too where none are given here; as shipped
+    until it ran.
+    """
 
     source: str = Field(min_length=1)
     driver: DriverName
@@ -56,6 +62,17 @@ class ModelConfig(Settings):
     sequences: int = Field(default=16, ge=1, le=256)
     batch_tokens: int = Field(default=512, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    weights: Weights = "tuned"
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.driver != "llama_cpp" and self.weights not in ("tuned", "shipped"):
+            raise ConfigError(
+                "weights",
+                f"{self.weights!r} is a format of the llama_cpp driver's; the {self.driver} driver "
+                "takes the file as shipped, in the number format that `dtype` says",
+            )
+        return self
 
 
 class EmbeddingConfig(Settings):
@@ -144,6 +161,11 @@ class Config(Settings):
         """Where the model store keeps what was pulled."""
         return self.cache / "models"
 
+    @property
+    def tuned_folder(self) -> Path:
+        """Where is kept what `llmos tune` found."""
+        return self.cache / "tuned"
+
     def replace(self, **changes: Any) -> Config:
         """A checked copy with some settings changed."""
         return build_config({**dict(self), **changes})
@@ -174,7 +196,10 @@ def load_config(
         str(found or FILE_NAME): read_file(found) if found else {},
         "an argument": arguments,
     }
-    known_models = {name: dict(model) for name, model in _default_models().items()}
+    # Only what they say themselves: what nobody set stays open for `llmos tune` to choose.
+    known_models = {
+        name: model.model_dump(exclude_unset=True) for name, model in _default_models().items()
+    }
     settings: dict[str, Any] = {"models": known_models}
     for origin, layer in layers.items():
         settings = {**settings, **layer} if origin == "an argument" else _merged(settings, layer)

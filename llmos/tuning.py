@@ -66,16 +66,12 @@ def candidates(
 ) -> Iterator[Candidate]:
     """The formats to compare with the shipped file, each with a refusal where it cannot be.
 
-    Without `wanted`: those that compute faster on some processors, but none that is wider than a
-    shipped file of 16 bits and more.
+    Without `wanted`: those that compute faster on some processors.
     """
     for format in wanted if wanted is not None else _TRIED:
         if format == shipped.format:
             continue
         needed = int(shipped.parameters * BITS[format] / 8)
-        if wanted is None and shipped.format is not None and 16 <= BITS[shipped.format]:
-            if BITS[format] > BITS[shipped.format]:
-                continue
         if needed > room.memory:
             yield Candidate(format, f"needs {_gib(needed)} of memory, {_gib(room.memory)} are free")
         elif needed > room.disk:

@@ -31,6 +31,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("llmos")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def never_tuned() -> Iterator[None]:
+    """Models open as shipped, whatever `llmos tune` found on this machine: what tests expect must
+    not depend on it. A test in another process says `weights="shipped"`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmos.weights.recall", lambda folder, source: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_store() -> ModelStore:
     """The user's own model store."""

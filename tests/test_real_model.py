@@ -182,7 +182,10 @@ import asyncio, sys
 import llmos
 
 async def main():
-    small = {"driver": "llama_cpp", "source": "smollm2", "context_tokens": 1024, "sequences": 8}
+    small = {
+        "driver": "llama_cpp", "source": "smollm2", "weights": "shipped",
+        "context_tokens": 1024, "sequences": 8,
+    }
     async with llmos.boot(home=sys.argv[1], models={"smollm2": small}) as kernel:
         for number in range(3):
             await kernel.os.generate(f"Describe the number {number}.", max_tokens=4)
