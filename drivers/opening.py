@@ -10,6 +10,7 @@ import importlib
 import threading
 from typing import Literal, assert_never
 
+from llmos.drivers.chat_model import ChatModel, RemoteSpec
 from llmos.drivers.contract import Allocation, EmbeddingModel, LanguageModel, ModelSpec
 
 DriverName = Literal["llama_cpp", "torch", "scripted"]
@@ -46,6 +47,13 @@ def open_embedding_model(spec: ModelSpec) -> EmbeddingModel:
     from llmos.drivers.embedding import TorchEmbedding
 
     return TorchEmbedding(spec)
+
+
+def open_remote_model(spec: RemoteSpec) -> ChatModel:
+    """A model behind a server; the server is looked for when the model's own `open` is called."""
+    from llmos.drivers.remote import RemoteModel
+
+    return RemoteModel(spec)
 
 
 def module_allocations() -> list[Allocation]:

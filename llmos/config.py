@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -25,7 +26,7 @@ from llmos.syscalls.rights import Quota
 from llmos.syscalls.values import Value
 
 Table = Mapping[str, Any]
-DriverName = Literal["llama_cpp", "torch", "scripted"]
+DriverName = Literal["llama_cpp", "torch", "scripted", "remote"]
 Weights = Literal["tuned", "shipped", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
@@ -51,7 +52,9 @@ class ModelConfig(Settings):
 
     `weights`: the file `shipped`, or a copy of it in another number format. `tuned` is what
     `llmos tune` chose for this machine, its settings too where none are given here; as shipped
-    until it ran.
+    until it ran. `base` names the weights where the source does not: models of one base stand in
+    for each other. The settings from `model` on are of driver `remote` only, whose source is the
+    address of a server; prices are for a million tokens.
     """
 
     source: str = Field(min_length=1)
@@ -63,6 +66,37 @@ class ModelConfig(Settings):
     batch_tokens: int = Field(default=512, ge=1)
     threads: int | None = Field(default=None, ge=1)
     weights: Weights = "tuned"
+    base: str | None = Field(default=None, min_length=1)
+    model: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    session_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+$")
+    concurrency: int = Field(default=8, ge=1, le=10_000)
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=3, ge=0, le=20)
+    price_in: float = Field(default=0.0, ge=0)
+    price_out: float = Field(default=0.0, ge=0)
+    budget: float | None = Field(default=None, ge=0)
+    budget_tokens: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_remote(self) -> Self:
+        if self.driver != "remote":
+            given = next((name for name in _REMOTE_ONLY if name in self.model_fields_set), None)
+            if given is not None:
+                raise ConfigError(given, 'it is a setting of driver "remote" only; leave it out')
+            return self
+        address = urlsplit(self.source)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ConfigError(
+                "source", f"{self.source!r} is not an address; write http://HOST:PORT/v1"
+            )
+        if address.username is not None or address.password is not None:
+            raise ConfigError(
+                "source", "an address with a key in it ends up in logs; write api_key_env"
+            )
+        if self.model is None:
+            raise ConfigError("model", "this setting is required: the model's name at the server")
+        return self
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
@@ -81,6 +115,20 @@ class EmbeddingConfig(Settings):
     name: str = Field(default="minilm", min_length=1)
     source: str = Field(default="minilm", min_length=1)
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+
+
+_REMOTE_ONLY = (
+    "model",
+    "api_key_env",
+    "session_header",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "price_in",
+    "price_out",
+    "budget",
+    "budget_tokens",
+)
 
 
 def _default_models() -> dict[str, ModelConfig]:
@@ -102,6 +150,7 @@ class Config(Settings):
     cache: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("llmos")))
     models: dict[str, ModelConfig] = Field(default_factory=_default_models, min_length=1)
     default_model: str = ""
+    classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     embedding: EmbeddingConfig = EmbeddingConfig()
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
@@ -112,6 +161,13 @@ class Config(Settings):
     head_start_s: float = Field(default=300.0, ge=0)
     prompt_cost: float = Field(default=1.0, gt=0)
     new_cost: float = Field(default=2.0, gt=0)
+    shares: dict[str, float] = Field(default_factory=dict)
+    step_ms: float = Field(default=250.0, gt=0)
+    urgent_stretch: float = Field(default=2.5, ge=1)
+    prompt_share: float = Field(default=0.25, gt=0, lt=1)
+    batching_gain: float = Field(default=4.0, ge=0)
+    speculation: bool = True
+    max_queued: int = Field(default=10_000, ge=1)
     quota: Quota = Quota()
     offline: bool = False
 
@@ -119,6 +175,14 @@ class Config(Settings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @field_validator("shares", mode="after")
+    @classmethod
+    def _positive(cls, shares: dict[str, float]) -> dict[str, float]:
+        for client, share in shares.items():
+            if not 0 < share < float("inf"):
+                raise ConfigError(f"shares.{client}", f"{share} is no share; write a number over 0")
+        return shares
 
     @field_validator("models", mode="before")
     @classmethod
@@ -154,6 +218,22 @@ class Config(Settings):
                 f"{self.default_model!r} is not a configured model"
                 f"{_suggestion(self.default_model, self.models)}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> Config:
+        for name, members in self.classes.items():
+            if name in self.models or name == "any":
+                what = "built in" if name == "any" else "a model's name"
+                raise ConfigError(f"classes.{name}", f"{name!r} is {what}; choose another")
+            if not members:
+                raise ConfigError(f"classes.{name}", "a class needs at least one model")
+            for member in members:
+                if member not in self.models:
+                    raise ConfigError(
+                        f"classes.{name}",
+                        f"{member!r} is not a configured model{_suggestion(member, self.models)}",
+                    )
         return self
 
     @property
