@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 from llmos.drivers.contract import Allocation, DeviceError
 from llmos.kernel.clock import Clock
@@ -18,6 +19,7 @@ from llmos.kernel.policies import make_policy
 from llmos.kernel.settings import ModelSetting, Settings
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
+from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
 
@@ -173,6 +175,7 @@ class Devices:
             clock=self._clock,
             tracer=self._tracer,
             max_queued=self._settings.max_queued,
+            tiers=self._tiers(setting),
         )
         broken = self._engines.get(setting.name)
         self._engines[setting.name] = engine
@@ -198,6 +201,16 @@ class Devices:
             track=setting.name,
         )
         return engine
+
+    def _tiers(self, setting: ModelSetting) -> Tiers:
+        """Where a device's KV goes that it has no room for."""
+        kv = self._settings.kv
+        return Tiers(
+            host_bytes=share_of_memory() if kv.host_bytes is None else kv.host_bytes,
+            disk_bytes=kv.disk_bytes,
+            root=self._settings.home / "kv" / quote(setting.name, safe=""),
+            now=self._clock.now,
+        )
 
     async def _attach(self, engine: Engine, name: str, path: Path) -> None:
         try:

@@ -21,6 +21,7 @@ from llmos.kernel.policies import Policy
 from llmos.kernel.stepper import Report, State, Stepper, device_failure
 from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
+from llmos.memory.tiers import Tiers
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, ToolSpec
@@ -41,11 +42,12 @@ class Engine:
         clock: Clock,
         tracer: Tracer,
         max_queued: int = 10_000,
+        tiers: Tiers | None = None,
     ) -> None:
         self.name = name
         self._tracer = tracer
         self._max_queued = max_queued
-        self._stepper = Stepper(name, open_driver, policy=policy, clock=clock)
+        self._stepper = Stepper(name, open_driver, policy=policy, clock=clock, tiers=tiers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._inbox: deque[Callable[[], None]] = deque()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.drivers.contract import EmbeddingModel, LanguageModel
+from llmos.kernel.kv_domain import Sharing
 from llmos.kernel.policy import PolicySettings
 from llmos.syscalls.rights import Quota
 
@@ -34,11 +35,25 @@ class EmbeddingSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class KVSettings:
+    """Where computed KV goes that a device has no room for, and who may reuse it.
+
+    `host_bytes` is for each device; None: a tenth of the machine's memory. `disk_bytes` 0: nothing
+    is written, and nothing is left for the next start.
+    """
+
+    host_bytes: int | None = None
+    disk_bytes: int = 0
+    sharing: Sharing = "lineage"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     home: Path
     models: dict[str, ModelSetting]
     default_model: str | None
     embedding: EmbeddingSetting | None = None
+    kv: KVSettings = KVSettings()
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)
     mailbox_messages: int = 256

@@ -34,6 +34,7 @@ from llmos.kernel.report import Gauges, Report
 from llmos.kernel.residency import Residency, shareable_tokens
 from llmos.kernel.speculation import Drafter
 from llmos.kernel.threads import contained
+from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import KernelPanic, SyscallError
 from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
 
@@ -72,6 +73,7 @@ class Stepper:
         policy: Policy,
         clock: Clock,
         limits: Limits | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.name = name
         self.state: State = "closed"
@@ -88,6 +90,7 @@ class Stepper:
         self._planner = Planner(self._limits, self._pace)
         self._output_tokens: float | None = None  # of a generation, on average
         self._residency: Residency | None = None
+        self._tiers = tiers or Tiers(host_bytes=share_of_memory(), now=clock.now)
         self._generations: list[Generation] = []
         self._held_pids: set[int] = set()
         self._last_adapter: str | None = None
@@ -113,7 +116,10 @@ class Stepper:
         limits = replace(self._limits, batch_tokens=self.driver.info.batch_tokens)
         self._planner = Planner(limits, self._pace)
         self._residency = Residency(
-            self.driver, attach=lambda name: self.attach(name, self._adapter_paths[name])
+            self.driver,
+            attach=lambda name: self.attach(name, self._adapter_paths[name]),
+            pace=self._pace,
+            tiers=self._tiers,
         )
         self.state, self.reason = "ready", None
 
@@ -122,6 +128,7 @@ class Stepper:
         self._fail_all(self._unusable("was closed"))
         if self.state == "ready":
             self.state = "closed"
+            self._require_residency().close()
             self._close_driver()
 
     def panic(self, problem: Exception) -> None:
