@@ -1,4 +1,4 @@
-"""What `llmos tune` found: how a model runs best on a machine, with the table that it was chosen by.
+"""What `llmos tune` found: how a model runs best on a machine, and the table that shows why.
 
 Owns a folder of small JSON files, one for each machine and model file. A record says whose it is,
 and only that machine with that file reads it: another processor, number of cores, release of the
