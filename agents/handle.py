@@ -80,6 +80,7 @@ class OS:
         constraint: Constraint | None = None,
         tools: Sequence[str] = (),
         prefix: str = "",
+        deadline_s: float | None = None,
     ) -> r.Generated:
         """Continue a conversation; a plain string is one user message."""
         return await self._trap.call(
@@ -94,6 +95,7 @@ class OS:
                 constraint=constraint,
                 tools=tuple(tools),
                 prefix=prefix,
+                deadline_s=deadline_s,
             )
         )
 
@@ -110,6 +112,7 @@ class OS:
         constraint: Constraint | None = None,
         tools: Sequence[str] = (),
         prefix: str = "",
+        deadline_s: float | None = None,
     ) -> AsyncIterator[r.Delta | r.Generated]:
         """Continue a conversation piece by piece; the last item is the whole `Generated`."""
         return self._trap.stream(
@@ -124,6 +127,7 @@ class OS:
                 constraint=constraint,
                 tools=tuple(tools),
                 prefix=prefix,
+                deadline_s=deadline_s,
             )
         )
 
@@ -328,6 +332,8 @@ class OS:
         nice: int | None = None,
         stdin_from: int | None = None,
         is_interactive: bool = False,
+        client: str | None = None,
+        path_s: float = 0.0,
         **kwargs: JsonValue,
     ) -> int:
         """Start a child program and return its pid."""
@@ -341,6 +347,8 @@ class OS:
                 nice=nice,
                 stdin_from=stdin_from,
                 is_interactive=is_interactive,
+                client=client,
+                path_s=path_s,
             )
         )
         return spawned.pid

@@ -1,27 +1,39 @@
 """The devices: engines by model name, opened when first needed, reopened after a failure.
 
-Also attaches adapters: a generation that names one, or whose base has a promoted one, finds it
-loaded on its device. Event-loop thread only.
+A call that names a class of models goes to the member that will finish it first (`router.py`); one
+that names a model goes elsewhere only while that model's device is down and another has the same
+weights. Also attaches adapters: a generation that names one, or whose base has a promoted one,
+finds it loaded on its device. Event-loop thread only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from pathlib import Path
 from urllib.parse import quote
 
 from llmos.drivers.contract import Allocation, DeviceError
+from llmos.kernel.budget import Budget, Prices
 from llmos.kernel.clock import Clock
+from llmos.kernel.device import Device
 from llmos.kernel.embedder import Embedder
 from llmos.kernel.engine import Engine
+from llmos.kernel.outbound import Outbound
 from llmos.kernel.policies import make_policy
-from llmos.kernel.settings import ModelSetting, Settings
+from llmos.kernel.router import Ask, Router, Site, Used
+from llmos.kernel.settings import ANY, ModelSetting, Settings
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
 from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
+
+# A device that could not be opened is not tried again for this long while another can serve.
+DOWN_S = 10.0
+# Until it was measured how long a device takes to open.
+_OPENING_S, _CONNECTING_S = 20.0, 0.5
+_SLOTS = 16
 
 
 class Devices:
@@ -32,7 +44,10 @@ class Devices:
         self._registry = registry
         self._clock = clock
         self._tracer = tracer
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Device] = {}
+        self._router = Router()
+        self._opening_s: dict[str, float] = {}
+        self._failed: dict[str, tuple[float, SyscallError]] = {}  # when it could not be opened
         self._opening: dict[str, asyncio.Lock] = {}
         self._is_stopped = False
         self._embedder: Embedder | None = None
@@ -51,17 +66,100 @@ class Devices:
             )
         return self._settings.models[name]
 
-    async def engine(self, model: str | None) -> Engine:
+    def candidates(
+        self, model: str | None, *, may_use: Callable[[str], bool] = lambda name: True
+    ) -> tuple[str, ...]:
+        """The models that can serve a name: the members of a class, or a model and its stand-ins.
+
+        `may_use` says which stand-ins the caller may use; the name itself has been checked.
+        Raises: SyscallError("unknown_model").
+        """
+        if model == ANY and ANY not in self._settings.models:
+            return tuple(self._settings.models)
+        if model in self._settings.classes:
+            return self._settings.classes[model]
+        setting = self.setting(model)
+        same = (one for one in self._settings.models.values() if one.base == setting.base)
+        others = (one.name for one in same if one.name != setting.name and may_use(one.name))
+        return (setting.name, *others)
+
+    def is_class(self, model: str | None) -> bool:
+        """Whether a name stands for any of several models."""
+        is_any = model == ANY and ANY not in self._settings.models
+        return is_any or model in self._settings.classes
+
+    def stands_in(self, one: str, other: str) -> bool:
+        """Whether two models have the same weights."""
+        return self.setting(one).base == self.setting(other).base
+
+    async def choose(
+        self, model: str | None, names: Collection[str], ask: Ask | None = None
+    ) -> Device:
+        """An open device among `names`: of a class the one that will finish first, else in order.
+
+        Raises: SyscallError("device") saying why the first one is down, when all are.
+        """
+        order = list(names)
+        if self.is_class(model):
+            order = self._router.order(self._sites(names), ask or Ask(0, 0, 1))
+        order.sort(key=self._is_down)
+        first: SyscallError | None = None
+        for name in order:
+            try:
+                return await self._ready(name)
+            except SyscallError as problem:
+                if problem.code != "device":
+                    raise
+                first = first or problem
+        assert first is not None, "no model can serve a name that is known"
+        raise first
+
+    async def engine(self, model: str | None) -> Device:
         """The engine of a model, opened if need be.
 
         Raises: SyscallError("unknown_model"), or SyscallError("device") saying why it is down.
         """
-        setting = self.setting(model)
+        return await self.choose(
+            model, self.candidates(model)[: None if self.is_class(model) else 1]
+        )
+
+    def began(self, device: Device, key: Hashable, ask: Ask) -> None:
+        """A device was given a generation, for later predictions."""
+        sites = self._sites(self._settings.models)
+        self._router.began(self._site(device.name), key, ask, sites)
+
+    def ended(self, device: Device, key: Hashable, used: Used | None) -> None:
+        """A generation is over; `used` None when it failed."""
+        self._router.ended(device.name, key, used)
+
+    def _is_down(self, name: str) -> bool:
+        failed = self._failed.get(name)
+        return failed is not None and self._clock.now() < failed[0] + DOWN_S
+
+    def _sites(self, names: Collection[str]) -> list[Site]:
+        return [self._site(name) for name in names]
+
+    def _site(self, name: str) -> Site:
+        setting = self._settings.models[name]
+        processor = name if setting.remote is not None else setting.processor
+        engine = self._engines.get(name)
+        if engine is not None and engine.state == "ready":
+            return Site(name, engine.model.sequences, processor)
+        guess_s = _OPENING_S if setting.remote is None else _CONNECTING_S
+        return Site(name, _SLOTS, processor, self._opening_s.get(name, guess_s))
+
+    async def _ready(self, name: str) -> Device:
+        """The engine of one model, opened if need be."""
+        setting = self._settings.models[name]
         engine = self._engines.get(setting.name)
         if engine is not None and engine.state == "ready":
             return engine
         lock = self._opening.setdefault(setting.name, asyncio.Lock())
+        asked_s = self._clock.now()
         async with lock:
+            failed = self._failed.get(name)
+            if failed is not None and failed[0] > asked_s:  # while this one waited
+                raise failed[1]
             if self._is_stopped:
                 raise SyscallError("device", f"device {setting.name} is closed: the kernel stops")
             engine = self._engines.get(setting.name)
@@ -72,13 +170,13 @@ class Devices:
                 engine = await self._open(setting)
         return engine
 
-    async def adapter(self, model: str | None, adapter: str | None, engine: Engine) -> str | None:
+    async def adapter(self, adapter: str | None, engine: Device) -> str | None:
         """The adapter that a generation runs with, attached to its engine.
 
         `adapter` None means the promoted one of the model's base, if there is one.
         Raises: SyscallError("unknown_model") or SyscallError("device").
         """
-        setting = self.setting(model)
+        setting = self.setting(engine.name)
         is_asked_for = adapter is not None
         name = adapter or self._registry().promoted(setting.base)
         if name is None:
@@ -167,40 +265,59 @@ class Devices:
         if self._embedder is not None:
             await self._embedder.stop()
 
-    async def _open(self, setting: ModelSetting) -> Engine:
-        engine = Engine(
+    async def _open(self, setting: ModelSetting) -> Device:
+        broken = self._engines.get(setting.name)
+        if isinstance(broken, Outbound):
+            engine: Device = broken  # it finds its server again, and disturbs nothing under way
+        else:
+            engine = self._make(setting)
+            self._engines[setting.name] = engine
+            for pid in self._held_pids:
+                engine.hold(pid, is_held=True)
+            if broken is not None:
+                await broken.stop()
+        started = self._clock.now()
+        try:
+            await engine.start()
+        except DeviceError as problem:
+            error = SyscallError(
+                "device",
+                f"device {setting.name} could not be opened: {problem}",
+                device=setting.name,
+            )
+            self._failed[setting.name] = (self._clock.now(), error)
+            raise error from problem
+        ended = self._clock.now()
+        self._opening_s[setting.name] = ended - started
+        self._failed.pop(setting.name, None)
+        self._tracer.span(
+            "open", "device", started_s=started, ended_s=ended, pid=0, track=setting.name
+        )
+        return engine
+
+    def _make(self, setting: ModelSetting) -> Device:
+        remote = setting.remote
+        if remote is not None:
+            return Outbound(
+                setting.name,
+                remote.connect(),
+                policy=make_policy(self._settings.policy, self._settings.scheduling),
+                clock=self._clock,
+                concurrency=remote.concurrency,
+                budget=Budget(setting.name, remote.prices or Prices()),
+                max_queued=self._settings.max_queued,
+            )
+        assert setting.open is not None
+        return Engine(
             setting.name,
             setting.open,
             policy=make_policy(self._settings.policy, self._settings.scheduling),
             clock=self._clock,
             tracer=self._tracer,
             max_queued=self._settings.max_queued,
+            limits=self._settings.limits,
             tiers=self._tiers(setting),
         )
-        broken = self._engines.get(setting.name)
-        self._engines[setting.name] = engine
-        for pid in self._held_pids:
-            engine.hold(pid, is_held=True)
-        if broken is not None:
-            await broken.stop()
-        started = self._clock.now()
-        try:
-            await engine.start()
-        except DeviceError as problem:
-            raise SyscallError(
-                "device",
-                f"device {setting.name} could not be opened: {problem}",
-                device=setting.name,
-            ) from problem
-        self._tracer.span(
-            "open",
-            "device",
-            started_s=started,
-            ended_s=self._clock.now(),
-            pid=0,
-            track=setting.name,
-        )
-        return engine
 
     def _tiers(self, setting: ModelSetting) -> Tiers:
         """Where a device's KV goes that it has no room for."""
@@ -212,7 +329,7 @@ class Devices:
             now=self._clock.now,
         )
 
-    async def _attach(self, engine: Engine, name: str, path: Path) -> None:
+    async def _attach(self, engine: Device, name: str, path: Path) -> None:
         try:
             await engine.attach(name, path)
         except DeviceError as problem:

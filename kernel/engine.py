@@ -17,7 +17,8 @@ from typing import TypeVar
 from llmos.drivers.contract import Allocation, DeviceError, LanguageModel, ModelInfo
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
-from llmos.kernel.policies import Policy
+from llmos.kernel.planner import Limits
+from llmos.kernel.policy import Policy
 from llmos.kernel.stepper import Report, State, Stepper, device_failure
 from llmos.kernel.threads import contained, settle
 from llmos.kernel.trace import Tracer
@@ -42,12 +43,15 @@ class Engine:
         clock: Clock,
         tracer: Tracer,
         max_queued: int = 10_000,
+        limits: Limits | None = None,
         tiers: Tiers | None = None,
     ) -> None:
         self.name = name
         self._tracer = tracer
         self._max_queued = max_queued
-        self._stepper = Stepper(name, open_driver, policy=policy, clock=clock, tiers=tiers)
+        self._stepper = Stepper(
+            name, open_driver, policy=policy, clock=clock, limits=limits, tiers=tiers
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._inbox: deque[Callable[[], None]] = deque()
@@ -120,15 +124,23 @@ class Engine:
         if self._queued >= self._max_queued:
             raise SyscallError(
                 "busy",
-                f"{self._queued} generations wait for device {self.name}; retry later",
+                f"{self._queued} generations wait for device {self.name}; retry in "
+                f"{self.retry_after_s:.1f} s",
                 is_retryable=True,
                 device=self.name,
                 limit=self._max_queued,
+                retry_after_s=self.retry_after_s,
             )
         self._queued += 1
         if not self._post(lambda: self._stepper.enter(generation)):
             self._queued -= 1
             raise self._not_ready()
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a twentieth of what waits will have ended, at the rate of the last ones."""
+        ends_s = self._stepper.gauges.seconds_per_end or 1.0
+        return round(max(1.0, self._queued / 20) * ends_s, 1)
 
     def cancel(self, generation: Generation) -> None:
         """Free a generation's sequence before the next step; it ends without a finish reason."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmos.kernel.journal import Journal
-from llmos.kernel.process import Process, ProcessTable
+from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.syscalls import calls as c
 from llmos.syscalls.errors import Killed, SyscallError
 from llmos.syscalls.values import Value
@@ -70,6 +70,13 @@ class Gate:
                     raise _denied(process, "learn", "learn=True")
             case c.Spawn() | c.Fork():
                 self._require(process, "programs", call.program)
+                if isinstance(call, c.Spawn) and call.client is not None and process.pid != INIT:
+                    raise SyscallError(
+                        "denied",
+                        "client: only whoever embeds the kernel says for whom a process runs; "
+                        "leave it out, and the child runs for whom its parent does",
+                        capability="client",
+                    )
             case c.SpawnGraph():
                 for node in call.nodes:
                     self._require(process, "programs", node.program)

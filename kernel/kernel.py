@@ -90,6 +90,8 @@ class Kernel:
             toolbox=self.tools,
             clock=self.clock,
             tracer=self.tracer,
+            weights=settings.weights,
+            sharing=settings.kv.sharing,
         )
         self.gate = Gate(self.table, journal or NoJournal(), default_model=settings.default_model)
         self.lifecycle = Lifecycle(
@@ -310,6 +312,8 @@ class Kernel:
             quota=call.quota,
             nice=call.nice,
             stdin=stdin,
+            client=call.client if isinstance(call, calls.Spawn) else None,
+            path_s=call.path_s if isinstance(call, calls.Spawn) else 0.0,
             prepare=prepare,
         )
 
@@ -326,6 +330,8 @@ class Kernel:
         quota: Quota | None = None,
         nice: int | None = None,
         stdin: Pipe | None = None,
+        client: str | None = None,
+        path_s: float = 0.0,
         prepare: Callable[[Process], dict[str, Any]] | None = None,
     ) -> Spawned:
         child = self.lifecycle.spawn(
@@ -339,6 +345,8 @@ class Kernel:
             quota=quota or Quota(),
             nice=nice,
             stdin=stdin,
+            client=client,
+            path_s=path_s,
             prepare=prepare,
         )
         child.on_stop = [

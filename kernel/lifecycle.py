@@ -103,6 +103,8 @@ class Lifecycle:
         quota: Quota,
         nice: int | None,
         stdin: Pipe | None = None,
+        client: str | None = None,
+        path_s: float = 0.0,
         prepare: Callable[[Process], dict[str, Any]] | None = None,
     ) -> Process:
         """Start a child. `prepare` may add to the new process and to the program's keywords.
@@ -139,6 +141,9 @@ class Lifecycle:
             stdout=Console(capacity_bytes=self._console_bytes),
             stdin=stdin,
             state="ready",
+            ancestor=None if parent.pid == INIT else parent.root,
+            client=parent.client if client is None else client,
+            path_s=path_s,
         )
         # What can still be refused is done before the process is entered anywhere.
         try:

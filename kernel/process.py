@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos.kernel.accounts import Account
 from llmos.syscalls.errors import KernelPanic, SyscallError
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from llmos.memory.context import Context
 
 INIT = 1
+
+
+class Root(NamedTuple):
+    """The process below init that another descends from: what a user waits for."""
+
+    pid: int
+    started_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +73,9 @@ class Process:
     contexts: dict[int, Context] | None = None
     files: dict[int, OpenFile] | None = None
     home: Path | None = None
+    ancestor: Root | None = None  # None: the process is a root itself
+    client: str = ""  # on whose behalf it runs; children inherit it
+    path_s: float = 0.0  # how long, as expected, its task graph goes on from its start
     timers: list[Any] | None = None
     # undone when the process ends, newest first
     on_end: list[Callable[[], None]] | None = None
@@ -74,6 +84,11 @@ class Process:
     @property
     def is_over(self) -> bool:
         return self.exited is not None
+
+    @property
+    def root(self) -> Root:
+        """The process below init that this one descends from, or itself."""
+        return self.ancestor or Root(self.pid, self.started_s)
 
     @property
     def namespace(self) -> str:

@@ -6,25 +6,42 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmos.drivers.chat_model import ChatModel
 from llmos.drivers.contract import EmbeddingModel, LanguageModel
+from llmos.kernel.budget import Prices
+from llmos.kernel.planner import Limits
 from llmos.kernel.kv_domain import Sharing
 from llmos.kernel.policy import PolicySettings
 from llmos.syscalls.rights import Quota
+
+ANY = "any"  # the class of all configured models
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSetting:
+    """How a model on another machine is reached, how much at once, and at what cost."""
+
+    connect: Callable[[], ChatModel]
+    concurrency: int = 8
+    prices: Prices | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSetting:
     """A model that agents can name.
 
-    `base` is the weights' name: adapters belong to a base. `weights` finds the file to train on;
-    None where there is none.
+    `base` is the weights' name: adapters belong to a base, and models of one base stand in for each
+    other. `weights` finds the file to train on; None where there is none. `open` gives a model of
+    this machine, `remote` reaches one elsewhere; one of the two is there.
     """
 
     name: str
     base: str
     driver: str
-    open: Callable[[], LanguageModel]
+    open: Callable[[], LanguageModel] | None = None
     weights: Callable[[], Path] | None = None
+    processor: str = "cpu"  # devices on one processor slow each other
+    remote: RemoteSetting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +69,15 @@ class Settings:
     home: Path
     models: dict[str, ModelSetting]
     default_model: str | None
+    # names that stand for any of several models; `any`, for all, is built in
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     embedding: EmbeddingSetting | None = None
     kv: KVSettings = KVSettings()
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)
+    limits: Limits = field(default_factory=Limits)
+    # the fair policy's shares of clients that get another than 1
+    weights: dict[str, float] = field(default_factory=dict[str, float])
     mailbox_messages: int = 256
     pipe_bytes: int = 65_536
     console_bytes: int = 1_048_576

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from llmos.drivers.contract import (
+    MOST_DRAFT_TOKENS,
     DeviceError,
     Feed,
     LanguageModel,
@@ -88,6 +89,7 @@ class Stepper:
         self._limits = limits or Limits()
         self._pace = Pace()
         self._planner = Planner(self._limits, self._pace)
+        self._last_end_s: float | None = None
         self._output_tokens: float | None = None  # of a generation, on average
         self._residency: Residency | None = None
         self._tiers = tiers or Tiers(host_bytes=share_of_memory(), now=clock.now)
@@ -319,6 +321,7 @@ class Stepper:
         prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
         rows = sum(len(fed.feed.tokens) for fed in batch) - prompt_tokens
         others = sum(fed.is_decode for fed in batch) - 1
+        guesses_left = MOST_DRAFT_TOKENS
         drafted: list[_Fed] = []
         for fed in batch:
             generation, feed = fed.generation, fed.feed
@@ -335,9 +338,11 @@ class Stepper:
                 generation.order.max_tokens - len(generation.output) - 1,
                 self._device.info.context_tokens - generation.length - 1,
                 limits.batch_tokens - rows - prompt_tokens,
+                guesses_left,
             )
             draft = self._drafter(generation).propose(most=most, step_s=step_s, others=others)
             rows += len(draft)
+            guesses_left -= len(draft)
             drafted.append(fed._replace(feed=replace(feed, draft=draft)))
         return drafted
 
@@ -411,8 +416,9 @@ class Stepper:
             drafter.read(sampled.forced)
         if not self._take_token(generation, sampled, now_s):
             return False
+        ends = self._device.info.end_tokens
         return all(
-            self._take_token(generation, sampled._replace(token=token, is_end=False), now_s)
+            self._take_token(generation, sampled._replace(token=token, is_end=token in ends), now_s)
             for token in sampled.forced
         )
 
@@ -492,6 +498,7 @@ class Stepper:
             self._generations.remove(generation)
             self._policy.leave(generation.entry)
         if finish is not None:
+            self._count_end()
             made, expected = len(generation.output), self._output_tokens
             self._output_tokens = (
                 made if expected is None else expected + _LEARN * (made - expected)
@@ -503,6 +510,15 @@ class Stepper:
             error=error,
         )
         self._report.ended.append((generation, outcome))
+
+    def _count_end(self) -> None:
+        now, last = self._clock.now(), self._last_end_s
+        # With nobody left, the time to the next end says nothing of the device.
+        self._last_end_s = now if self._generations else None
+        if last is not None:
+            average = self.gauges.seconds_per_end
+            moved = now - last if average is None else average + _LEARN * (now - last - average)
+            self.gauges = self.gauges._replace(seconds_per_end=moved)
 
     def _fail(self, generation: Generation, error: SyscallError) -> None:
         self._end(generation, finish=None, error=error)

@@ -16,13 +16,21 @@ from llmos.agents.handle import OS
 from llmos.agents.programs import PROGRAMS
 from llmos.agents.tools import TOOLS
 from llmos.config import Config, EmbeddingConfig, ModelConfig, load_config
+from llmos.drivers.chat_model import ChatModel, RemoteSpec
 from llmos.drivers.contract import EmbeddingModel, LanguageModel, ModelSpec
-from llmos.drivers.opening import open_embedding_model, open_language_model
+from llmos.drivers.opening import (
+    DriverName,
+    open_embedding_model,
+    open_language_model,
+    open_remote_model,
+)
+from llmos.kernel.budget import Prices
 from llmos.kernel.clock import Clock
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
 from llmos.kernel.sandbox import PYTHON_TOOL
-from llmos.kernel.settings import EmbeddingSetting, ModelSetting, Settings
+from llmos.kernel.settings import EmbeddingSetting, ModelSetting, RemoteSetting, Settings
 from llmos.memory.model_store import ModelStore
 from llmos.syscalls.trap import ProgramFunction
 from llmos.weights import fitted
@@ -70,12 +78,22 @@ def settings_of(config: Config) -> Settings:
             for name, model in config.models.items()
         },
         default_model=config.default_model,
+        classes=config.classes,
         embedding=EmbeddingSetting(
             name=embedding.name,
             dimensions=DEFAULT_DIMENSIONS,
             open=_embedding_opener(embedding, store),
         ),
         policy=config.policy,
+        limits=Limits(
+            step_s=config.step_ms / 1000,
+            stretch=config.urgent_stretch,
+            prompt_share=config.prompt_share,
+            gain=config.batching_gain,
+            is_speculative=config.speculation,
+        ),
+        weights=config.shares,
+        max_queued=config.max_queued,
         scheduling=PolicySettings(
             quantum_tokens=config.quantum_tokens,
             ageing_s=config.ageing_s,
@@ -90,7 +108,43 @@ def settings_of(config: Config) -> Settings:
     )
 
 
+def _remote(name: str, model: ModelConfig) -> ModelSetting:
+    served = model.model
+    assert served is not None
+
+    def connect() -> ChatModel:
+        spec = RemoteSpec(
+            name=name,
+            url=model.source,
+            model=served,
+            context_tokens=model.context_tokens,
+            concurrency=model.concurrency,
+            key_variable=model.api_key_env,
+            session_header=model.session_header,
+            timeout_s=model.timeout_s,
+            retries=model.retries,
+        )
+        return open_remote_model(spec)
+
+    prices = Prices(
+        price_in=model.price_in,
+        price_out=model.price_out,
+        money=model.budget,
+        tokens=model.budget_tokens,
+    )
+    return ModelSetting(
+        name=name,
+        base=model.base or f"{served} at {model.source}",
+        driver="remote",
+        remote=RemoteSetting(connect, concurrency=model.concurrency, prices=prices),
+    )
+
+
 def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path) -> ModelSetting:
+    if model.driver == "remote":
+        return _remote(name, model)
+    driver: DriverName = model.driver
+
     def path() -> Path:
         if model.driver == "scripted":
             return Path(model.source)
@@ -107,13 +161,14 @@ def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path)
             device=model.device,
             dtype=model.dtype,
         )
-        return open_language_model(model.driver, fitted(spec, model, tuned_folder))
+        return open_language_model(driver, fitted(spec, model, tuned_folder))
 
     return ModelSetting(
         name=name,
-        base=model.source,
+        base=model.base or model.source,
         driver=model.driver,
         open=open_model,
+        processor=model.device,
         weights=None if model.driver == "scripted" else path,
     )
 

@@ -48,7 +48,9 @@ class Generate(Call[r.Generated]):
     default. `tools` names kernel tools offered to the model, `tool_specs` describes tools of the
     caller's own; requests come back in the message, and kernel tools run by `ToolCall`. `prefix`
     starts the assistant's answer. `prompt` is a plain text to continue as it stands, without the
-    model's chat template; it excludes messages, context, tools and prefix.
+    model's chat template; it excludes messages, context, tools and prefix. After `deadline_s`
+    seconds nobody waits for the answer any more: what is not done by then is dropped, and the call
+    ends with "timeout".
     """
 
     op: Literal["generate"] = "generate"
@@ -65,6 +67,7 @@ class Generate(Call[r.Generated]):
     tools: tuple[str, ...] = ()
     tool_specs: tuple[r.ToolSpec, ...] = ()
     prefix: str = ""
+    deadline_s: float | None = Field(default=None, gt=0)
 
 
 class Embed(Call[r.Embedded]):
@@ -270,6 +273,10 @@ class Spawn(Call[r.Spawned]):
     `stdin_from` is a process whose standard output feeds the child's standard input;
     `is_interactive` leaves standard input open for whoever embeds the kernel. With neither, it is
     at its end from the start.
+
+    `client` is on whose behalf the child runs, who gets a fair share under that policy; a child
+    inherits it, and only whoever embeds the kernel names it. `path_s` is how long the work that
+    hangs on the child is expected to go on, for the policy `critical_path`.
     """
 
     op: Literal["spawn"] = "spawn"
@@ -281,6 +288,8 @@ class Spawn(Call[r.Spawned]):
     nice: int | None = Field(default=None, ge=-20, le=19)
     stdin_from: int | None = None
     is_interactive: bool = False
+    client: str | None = None
+    path_s: float = Field(default=0.0, ge=0)
     isolation: Literal["task", "process"] = "task"
 
 
