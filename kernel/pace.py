@@ -18,6 +18,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 # Weight of a new observation. A step now and then is slow for reasons of the machine.
 _LEARN = 0.2
 _MOST_SURPRISE = 4.0
+# A pass is slow for many reasons and fast for none: an estimate so far above what was seen is a
+# stalled step's, and is left quickly.
+_FAR_BELOW, _RECOVER = 0.5, 0.6
+_LEAST_S = 1e-9  # a clock that stands still must not make estimates vanish
 
 
 class Pace:
@@ -93,14 +97,14 @@ class Pace:
         near = {_SIZES[min(at, len(_SIZES) - 1)], _SIZES[max(0, min(at, len(_SIZES)) - 1)]}
         if rows in _SIZES:
             near = {rows}
-        ratio = seconds / estimate
+        ratio = max(seconds, _LEAST_S) / estimate
+        learn = _LEARN if ratio > _FAR_BELOW else _RECOVER
         for size in near:
             if not self._is_known[size]:
                 self._is_known[size] = True
                 self._passes[size] *= ratio
             else:
-                bounded = min(max(ratio, 1 / _MOST_SURPRISE), _MOST_SURPRISE)
-                self._passes[size] *= 1 + _LEARN * (bounded - 1)
+                self._passes[size] *= 1 + learn * (min(ratio, _MOST_SURPRISE) - 1)
         self._keep_rising(near)
 
     def _keep_rising(self, near: set[int]) -> None:

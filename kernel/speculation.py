@@ -35,6 +35,7 @@ _LEAST_GAIN = 1.08
 # What longer steps cost is learned by taking some: one in so many chances goes beyond what seems
 # best, when its last guess is more likely right than not.
 _EXPLORE_EVERY = 16
+_LEAST_STEP_S = 1e-9  # a clock that stands still must not divide by zero
 
 
 class Drafter:
@@ -65,9 +66,7 @@ class Drafter:
         self._triples.update(
             zip(zip(new, new[1:], new[2:], strict=False), range(start + _LONG, end), strict=False)
         )
-        self._pairs.update(
-            zip(itertools.pairwise(new), range(start + _SHORT, end), strict=False)
-        )
+        self._pairs.update(zip(itertools.pairwise(new), range(start + _SHORT, end), strict=False))
         self._look_up()
 
     def observe(self, tokens: Sequence[int]) -> None:
@@ -98,20 +97,22 @@ class Drafter:
 
         `step_s` is the seconds of that step by how many guesses it carries for this generation, 0
         included; `others` are the generations that get a token by it besides this one. A draft is
-        as long as makes tokens a second most.
+        as long as makes tokens a second most. Guesses are taken to cost no more than in proportion:
+        what is known of long steps is from few, and one of those may have been slow by chance.
         """
         if self._source is None or most < 1:
             return ()
         self._chances += 1
-        most = min(most, MOST_GUESSES)
-        best, gain = 0, (others + 1.0) / step_s(0) * _LEAST_GAIN
-        expected, furthest = others + 1.0, 0
-        for count, chance in enumerate(self._survival(most), 1):
+        rows, first_s = others + 1.0, max(step_s(0), _LEAST_STEP_S)
+        best, gain = 0, rows / first_s * _LEAST_GAIN
+        expected, furthest = rows, 0
+        for count, chance in enumerate(self._survival(min(most, MOST_GUESSES)), 1):
             expected += chance
             if chance > 0.5:
                 furthest = count
-            if expected / step_s(count) > gain:
-                best, gain = count, expected / step_s(count)
+            cost_s = min(max(step_s(count), first_s), first_s * (rows + count) / rows)
+            if expected / cost_s > gain:
+                best, gain = count, expected / cost_s
         if self._chances % _EXPLORE_EVERY == 0:
             best = max(best, min(2 * best + 2, furthest))
         return self._guesses(best)

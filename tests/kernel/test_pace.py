@@ -58,6 +58,22 @@ def test_one_stalled_step_hardly_moves_a_known_size() -> None:
     assert pace.pass_s(1) < 0.02
 
 
+def test_a_first_step_that_stalled_is_soon_forgotten() -> None:
+    pace = Pace()
+    pace.observe(rows=8, prompt_tokens=0, seconds=10.0)
+    for _ in range(6):
+        pace.observe(rows=8, prompt_tokens=0, seconds=0.04)
+    assert pace.pass_s(8) < 0.1
+
+
+def test_a_clock_that_stands_still_is_survived() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.observe(rows=1, prompt_tokens=0, seconds=0.0)
+        pace.observe(rows=4, prompt_tokens=30, seconds=0.0)
+    assert 0.0 < pace.pass_s(1) <= pace.pass_s(4) < 1e-3
+
+
 def test_the_copy_rate_is_learned() -> None:
     pace = Pace()
     for _ in range(60):

@@ -115,6 +115,20 @@ def test_a_draft_must_pay_for_the_time_that_it_takes_from_others() -> None:
     assert not propose(drafter, cost=rows_cost(0.4), others=15)
 
 
+def test_a_clock_that_stands_still_lets_everything_be_guessed() -> None:
+    drafter = Drafter(TEXT * 2)
+    assert len(propose(drafter, cost=lambda _: 0.0)) == 8
+
+
+def test_a_step_that_was_slow_by_chance_does_not_end_guessing() -> None:
+    """It is asked for again now and then, so that its cost can be learned anew."""
+    drafter = Drafter(TEXT)
+    drafter.observe(TEXT[:20])
+    lengths = [len(propose(drafter, cost=rows_cost(100.0))) for _ in range(32)]
+    assert lengths.count(2) == 2
+    assert lengths.count(0) == 30
+
+
 def test_what_was_forced_is_followed_but_teaches_nothing() -> None:
     one, other = Drafter(TEXT), Drafter(TEXT)
     one.observe([7, 8])
