@@ -29,6 +29,8 @@ from llmos.kernel.pace import Pace
 
 # Smaller chunks of a prompt waste a pass over the weights.
 _LEAST_CHUNK_TOKENS = 16
+# A step may be so much longer when that ends a prompt.
+_LEFT_OVER = 1.5
 # Known tokens up to this count are decoding: forced tokens come in one feed with a sampled one.
 _DECODE_ROWS = 16
 
@@ -133,7 +135,7 @@ class Planner:
                     rows += want.pending
             elif not chunks:
                 left_s = within_s - self._pace.pass_s(rows)
-                chunks = self._chunks([want], budget - rows, left_s)
+                chunks = self._chunks([want], budget - rows, left_s, left_over=1.0)
                 prompt_tokens = sum(chunk.tokens for chunk in chunks)
         return shares + chunks
 
@@ -146,16 +148,28 @@ class Planner:
                 budget -= want.pending
         return shares
 
-    def _chunks(self, wants: Sequence[Want], budget: int, seconds: float) -> list[Share]:
-        """Prompt chunks in order, within a budget of tokens and of time."""
-        budget = min(budget, self._pace.rows_within(seconds, most=max(budget, 1)))
+    def _chunks(
+        self,
+        wants: Sequence[Want],
+        budget: int,
+        seconds: float,
+        *,
+        left_over: float = _LEFT_OVER,
+    ) -> list[Share]:
+        """Prompt chunks in order, within a budget of tokens and, about, of time.
+
+        The end of a prompt is not left over for a small chunk of its own.
+        """
+        within = min(budget, self._pace.rows_within(seconds, most=max(budget, 1)))
         chunks: list[Share] = []
         for want in wants:
-            count = min(want.pending, budget)
+            is_end = want.pending <= left_over * within
+            count = min(want.pending if is_end else within, budget)
             if count <= 0:
                 break
             chunks.append(Share(want.key, count, False))
             budget -= count
+            within -= count
         return chunks
 
 
