@@ -30,7 +30,13 @@ from llmos.kernel.kernel import Kernel
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
 from llmos.kernel.sandbox import PYTHON_TOOL
-from llmos.kernel.settings import EmbeddingSetting, ModelSetting, RemoteSetting, Settings
+from llmos.kernel.settings import (
+    EmbeddingSetting,
+    KVSettings,
+    ModelSetting,
+    RemoteSetting,
+    Settings,
+)
 from llmos.memory.model_store import ModelStore
 from llmos.syscalls.trap import ProgramFunction
 from llmos.weights import fitted
@@ -83,6 +89,11 @@ def settings_of(config: Config) -> Settings:
             name=embedding.name,
             dimensions=DEFAULT_DIMENSIONS,
             open=_embedding_opener(embedding, store),
+        ),
+        kv=KVSettings(
+            host_bytes=config.kv.host_bytes,
+            disk_bytes=config.kv.disk_bytes,
+            sharing=config.kv.sharing,
         ),
         policy=config.policy,
         limits=Limits(

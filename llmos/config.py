@@ -29,6 +29,7 @@ Table = Mapping[str, Any]
 DriverName = Literal["llama_cpp", "torch", "scripted", "remote"]
 Weights = Literal["tuned", "shipped", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+Sharing = Literal["lineage", "all", "none"]
 
 FILE_NAME = "llmos.toml"
 _PREFIX = "LLMOS_"
@@ -131,6 +132,18 @@ _REMOTE_ONLY = (
 )
 
 
+class KVConfig(Settings):
+    """What becomes of computed KV that a device has no room for, and who may reuse it.
+
+    `host_bytes` is for each device; None: a tenth of the machine's memory. `disk_bytes` is for each
+    device too; 0: nothing is written. `sharing` is "lineage", "all" or "none".
+    """
+
+    host_bytes: int | None = Field(default=None, ge=0)
+    disk_bytes: int = Field(default=2**30, ge=0)
+    sharing: Sharing = "lineage"
+
+
 def _default_models() -> dict[str, ModelConfig]:
     return {
         "smollm2": ModelConfig(source="smollm2", driver="llama_cpp"),
@@ -152,6 +165,7 @@ class Config(Settings):
     default_model: str = ""
     classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     embedding: EmbeddingConfig = EmbeddingConfig()
+    kv: KVConfig = KVConfig()
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
     pipe_bytes: int = Field(default=65_536, ge=1)
@@ -198,6 +212,11 @@ class Config(Settings):
     @classmethod
     def _embedding(cls, embedding: Any) -> Any:
         return _nested("embedding", EmbeddingConfig, embedding)
+
+    @field_validator("kv", mode="before")
+    @classmethod
+    def _kv(cls, kv: Any) -> Any:
+        return _nested("kv", KVConfig, kv)
 
     @model_validator(mode="before")
     @classmethod
