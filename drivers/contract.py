@@ -140,6 +140,7 @@ class ModelInfo:
     # One buffer of this many tokens that all sequences draw from and in which forks share; None:
     # each sequence has `context_tokens` of its own, and a fork is a copy sooner or later.
     kv_cells: int | None = None
+    kv_layout: str | None = None  # what was chosen, in words, for whoever looks at the device
 
 
 class Allocation(NamedTuple):

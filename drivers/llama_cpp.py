@@ -66,7 +66,9 @@ class LlamaCpp:
         self._model = LlamaModel(spec.path)
         try:
             info = self._model.describe(spec)
-            self._info = replace(info, kv_cells=planned_cells(spec, info))
+            cells = planned_cells(spec, info)
+            layout = f"{'streams' if cells is None else 'unified'} {spec.kv_type}"
+            self._info = replace(info, kv_cells=cells, kv_layout=layout)
             self._chat = self._model.chat_format()
             self._constraints = self._model.constraint_compiler()
             self._context, self._buffers = open_context(self._model.pointer, spec, self._info)

@@ -193,7 +193,10 @@ class Engine:
             waiting=gauges.waiting,
             cached_sequences=gauges.cached_sequences,
             kv_tokens_used=gauges.kv_tokens,
-            kv_tokens_total=model.sequences * model.context_tokens if model else 0,
+            kv_tokens_total=(model.kv_cells or model.sequences * model.context_tokens)
+            if model
+            else 0,
+            kv_layout=model.kv_layout if model else None,
             prefill_tokens_per_s=_rate(gauges.prefill_tokens, gauges.prefill_s),
             decode_tokens_per_s=_rate(gauges.decode_tokens, gauges.decode_s),
             steps=gauges.steps,

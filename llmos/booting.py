@@ -171,6 +171,11 @@ def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path)
             threads=model.threads,
             device=model.device,
             dtype=model.dtype,
+            kv_layout=model.kv_layout,
+            kv_cells=model.kv_cells,
+            kv_type=model.kv_type,
+            flash_attention=model.flash_attention,
+            micro_batch_tokens=model.micro_batch_tokens,
         )
         return open_language_model(driver, fitted(spec, model, tuned_folder))
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import platformdirs
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from llmos.drivers.contract import KVLayout, KVType
 from llmos.kernel.policy import PolicyName
 from llmos.syscalls.errors import ConfigError
 from llmos.syscalls.rights import Quota
@@ -66,6 +67,11 @@ class ModelConfig(Settings):
     sequences: int = Field(default=16, ge=1, le=256)
     batch_tokens: int = Field(default=512, ge=1)
     threads: int | None = Field(default=None, ge=1)
+    kv_layout: KVLayout = "auto"
+    kv_cells: int | None = Field(default=None, ge=64)
+    kv_type: KVType = "f16"
+    flash_attention: bool | None = None
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
     weights: Weights = "tuned"
     base: str | None = Field(default=None, min_length=1)
     model: str | None = Field(default=None, min_length=1)

@@ -135,6 +135,8 @@ def device_table(devices: Iterable[DeviceInfo], *, width: int = _WIDE_COLUMNS) -
     if not is_narrow:
         _numbers(table, "cached", "shared")
     table.add_column("KV in use", no_wrap=True)
+    if not is_narrow:
+        table.add_column("KV layout")
     for device in devices:
         names = [_line(device.name)]
         if not is_narrow:
@@ -148,6 +150,7 @@ def device_table(devices: Iterable[DeviceInfo], *, width: int = _WIDE_COLUMNS) -
             rate(device.decode_tokens_per_s),
             *([] if is_narrow else [str(device.cached_sequences), count(device.shared_tokens)]),
             kv_cell(device, bar_width=6 if is_narrow else 12),
+            *([] if is_narrow else [Text(device.kv_layout or "")]),
         )
     return table
 

@@ -418,10 +418,13 @@ class DeviceInfo(Value):
     cached_sequences: int = 0
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    kv_layout: str | None = None  # how the device keeps KV, where it has a choice
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     steps: int = 0
     shared_tokens: int = 0
+    spent_tokens: int | None = None  # a remote device with prices or a budget
+    spent: float | None = None
 
 
 class KernelInfo(Value):
