@@ -49,18 +49,19 @@ class Dialect:
     choice: Callable[[tuple[str, ...]], JsonObject] | None = None
     regex: Callable[[str], JsonObject] | None = None
     has_slots: bool = False
+    seeds: int = 2**63
     session: str | None = None  # the field that names a session
 
     def sampled(self, sampling: Sampling) -> JsonObject:
         """The fields for sampling settings. Raises: UnsupportedError."""
         body: JsonObject = {**self.plain, "temperature": sampling.temperature}
         for name, value in sampling:
-            if value == getattr(_DEFAULT, name):
+            if value == getattr(_DEFAULT, name) or (name == "seed" and sampling.temperature == 0):
                 continue
             if name == "logit_bias":
                 body[name] = {str(token): bias for token, bias in sampling.logit_bias.items()}
             elif name in self.sampling:
-                body[self.sampling[name]] = value
+                body[self.sampling[name]] = value % self.seeds if name == "seed" else value
             else:
                 raise self._unsupported(f"sampling.{name}")
         return body
@@ -122,6 +123,7 @@ LLAMA_SERVER = Dialect(
     prefix={},
     choice=_grammar_of,
     has_slots=True,
+    seeds=2**32,
 )
 LLAMA_CPP_PYTHON = Dialect(
     "llama-cpp-python",
@@ -133,6 +135,7 @@ LLAMA_CPP_PYTHON = Dialect(
     },
     plain=_LLAMA_PLAIN,
     choice=_grammar_of,
+    seeds=2**32,
 )
 _BY_OWNER = {
     "llamacpp": LLAMA_SERVER,

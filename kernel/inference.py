@@ -152,13 +152,16 @@ class Inference:
 
         What has been streamed cannot be taken back, so then the failure is the caller's.
         """
-        model, ask = self._asked(process, call)
+        origin = self._origins.of(process, call.messages, self._clock.now())
+        model, ask = self._asked(process, call, origin)
         allows = process.capabilities.allows
         names = self._devices.candidates(model, may_use=lambda name: allows("models", name))
         engine = await self._devices.choose(model, names, ask)
         is_streamed = False
         try:
-            async with aclosing(self._attempt(process, call, engine, ask, pieces)) as attempt:
+            async with aclosing(
+                self._attempt(process, call, engine, origin, ask, pieces)
+            ) as attempt:
                 async for piece in attempt:
                     is_streamed = True
                     yield piece
@@ -176,11 +179,13 @@ class Inference:
             engine = await self._devices.choose(model, others, ask)
         except SyscallError:
             raise failure from None
-        async with aclosing(self._attempt(process, call, engine, ask, pieces)) as attempt:
+        async with aclosing(self._attempt(process, call, engine, origin, ask, pieces)) as attempt:
             async for piece in attempt:
                 yield piece
 
-    def _asked(self, process: Process, call: calls.Generate) -> tuple[str | None, Ask]:
+    def _asked(
+        self, process: Process, call: calls.Generate, origin: Origin
+    ) -> tuple[str | None, Ask]:
         """The model or class that is meant, and about how much is to be done."""
         model = call.model
         chars = len(call.prompt or "") + sum(len(message.text) for message in call.messages)
@@ -188,20 +193,21 @@ class Inference:
             context = self._contexts.get(process, call.context)
             if self._devices.is_class(model) and context.model in self._devices.candidates(model):
                 model = context.model  # whose window and counts the context keeps to
-        return model, Ask(process.pid, chars // CHARS_PER_TOKEN, call.max_tokens)
+        return model, Ask(origin.program, chars // CHARS_PER_TOKEN, call.max_tokens)
 
     async def _attempt(
         self,
         process: Process,
         call: calls.Generate,
         engine: Device,
+        origin: Origin,
         ask: Ask,
         pieces: asyncio.Queue[str] | None,
     ) -> AsyncGenerator[Delta | Generated]:
         context = None if call.context is None else self._contexts.get(process, call.context)
         # A turn that got no answer is taken back, so that asking again does not double it.
         with self._contexts.kept_on_failure(process, context) if context else nullcontext():
-            ticket = await self._submit(process, call, engine, context, pieces)
+            ticket = await self._submit(process, call, engine, context, origin, pieces)
             generation = ticket.generation
             prompt_tokens = len(generation.order.prompt)
             self._devices.began(engine, generation, ask._replace(prompt_tokens=prompt_tokens))
@@ -234,6 +240,7 @@ class Inference:
         call: calls.Generate,
         engine: Device,
         context: Context | None,
+        origin: Origin,
         pieces: asyncio.Queue[str] | None,
     ) -> _Ticket:
         text_stream = _text_stream(call.stop)
@@ -278,7 +285,6 @@ class Inference:
         account.tokens_in += len(prompt)
         account.kv_bytes += kv_bytes
         now = self._clock.now()
-        origin = self._origins.of(process, call.messages, now)
         seed = call.sampling.seed
         if seed is None:  # a preempted generation must be able to go on with the same draws
             seed = secrets.randbits(62)

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llmos import http_process, openai_answers
 from llmos.booting import boot
 from llmos.http_stream import EventStream, results, while_connected
+from llmos.kernel.settings import ANY
 from llmos.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from llmos.openai_api import (
     ChatRequest,
@@ -184,6 +185,8 @@ class _Face:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
+        if name == ANY or name in self._kernel.settings.classes:
+            return Target(name, name)
         versions = {version.name: version for version in await self._kernel.os.model_list()}
         if name not in versions:
             raise _unknown(name, list(versions))
