@@ -75,7 +75,19 @@ class Planner:
         self._owed_s = 0.0
 
     def plan(self, wants: Sequence[Want]) -> list[Share]:
-        """Shares of the next step for wants in the policy's order; decodes come first."""
+        """Shares of the next step for wants in the policy's order; decodes come first.
+
+        Somebody gets a share whenever anybody wants one.
+        """
+        shares = self._shares(wants)
+        if shares or not wants:
+            return shares
+        # A pass seems to take longer than a step may, for good or since one stalled: only passes
+        # can tell.
+        first = wants[0]
+        return [Share(first.key, min(first.pending, _LEAST_CHUNK_TOKENS), _decodes(first))]
+
+    def _shares(self, wants: Sequence[Want]) -> list[Share]:
         decoding = [w for w in wants if _decodes(w)]
         reading = [w for w in wants if not _decodes(w)]
         if any(want.is_urgent for want in wants):

@@ -34,6 +34,12 @@ def test_a_prompt_alone_is_read_in_chunks_that_keep_the_step_short() -> None:
     assert chosen == [Share(1, 64, False)]
 
 
+def test_a_pass_that_seems_longer_than_a_step_may_be_is_taken_all_the_same() -> None:
+    stalled = {1: 2.0, 512: 900.0}
+    assert planner(stalled).plan([prompt(1, 1), prompt(2, 40)]) == [Share(1, 1, False)]
+    assert planner(stalled).plan([prompt(2, 40, urgent=True)]) == [Share(2, 16, False)]
+
+
 def test_a_prompt_ahead_of_those_that_decode_is_read_beside_them() -> None:
     shares = planner().plan([prompt(1, 600), decode(2)])
     assert shares[0] == Share(2, 1, True)
