@@ -93,10 +93,8 @@ def copy_path(source: Path, format: Format) -> Path:
 
 def copies(source: Path) -> tuple[Copy, ...]:
     """The copies of a model that are here. Raises: DeviceError."""
-    paths = {format: copy_path(source, format) for format in FORMATS}
-    return tuple(
-        Copy(format, path, path.stat().st_size) for format, path in paths.items() if path.exists()
-    )
+    paths = [(format, copy_path(source, format)) for format in FORMATS]
+    return tuple(Copy(format, path, path.stat().st_size) for format, path in paths if path.exists())
 
 
 def shipped(source: Path) -> Shipped:

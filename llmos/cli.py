@@ -225,13 +225,18 @@ def pull(
         str | None,
         typer.Option(metavar="FORMAT", help="Make a copy too: F32 F16 BF16 Q8_0 Q4_0 Q4_1."),
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune/--no-tune", help="Find its fastest number format, once.")
+    ] = True,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> int:
     """Bring a model to this machine, checked and whole."""
     from llmos.commands_models import pull_model
 
-    return pull_model(_config(config), source, name=name, quantize=quantize, as_json=as_json)
+    return pull_model(
+        _config(config), source, name=name, quantize=quantize, is_tuning=tune, as_json=as_json
+    )
 
 
 @app.command()
@@ -250,8 +255,9 @@ def tune(
     force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only show what is kept.")] = False,
     max_loss: Annotated[
-        float, typer.Option(min=0, metavar="X", help="Most perplexity to lose: 0.01 is 1%.")
-    ] = 0.01,
+        float | None,
+        typer.Option(min=0, metavar="X", help="Most perplexity to lose: 0.01, which is 1%."),
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> int:

@@ -28,9 +28,20 @@ _MEASURED_TOKENS = 32
 
 
 def pull_model(
-    config: Config, source: str | None, *, name: str | None, quantize: str | None, as_json: bool
+    config: Config,
+    source: str | None,
+    *,
+    name: str | None,
+    quantize: str | None,
+    is_tuning: bool,
+    as_json: bool,
 ) -> int:
-    """Pull a model and say what it is; `quantize` makes a copy in another number format too."""
+    """Pull a model and say what it is; `quantize` makes a copy in another number format too.
+
+    A model that is configured to run tuned has its number formats compared, unless it has been.
+    """
+    from llmos.tuning_run import tune_pulled
+
     source = source or config.models[config.default_model].source
     format = None if quantize is None else parse_format(quantize)
     store = open_store(config)
@@ -43,6 +54,8 @@ def pull_model(
     else:
         card = store.card(name or source)
     path = None if format is None else store.copy(card.name, format)
+    if is_tuning and format is None:
+        tune_pulled(config, card.name, console(is_error=True))
     if as_json:
         made = {} if path is None else {"copy": {"format": format, "file": str(path)}}
         print(json.dumps({**card.model_dump(mode="json"), **made}, ensure_ascii=False))
@@ -142,6 +155,7 @@ def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
                 for device in found
             ],
             "rates": {name: measured._asdict() for name, measured in rates.items()},
+            "weights": {name: _weights(config, name) for name in config.models},
             "problems": problems,
         }
         print(json.dumps(value, ensure_ascii=False))
@@ -159,7 +173,7 @@ def list_devices(config: Config, *, is_measuring: bool, as_json: bool) -> int:
     screen = console()
     screen.print(text_table(("driver", "device", "memory", "state", "details"), rows))
     screen.print()
-    head = ("model", "driver", "device", "prefill", "decode", "state")
+    head = ("model", "driver", "device", "weights", "prefill", "decode", "state")
     screen.print(text_table(head, _rated(config, rates, problems)))
     if not rates:
         _print("no rates yet: `llmos devices --measure` takes some seconds a model")
@@ -208,6 +222,7 @@ def _rated(
                 name,
                 model.driver,
                 model.device,
+                _weights(config, name),
                 rate(measured.prefill_tokens_per_s),
                 rate(measured.decode_tokens_per_s),
                 state,
@@ -231,6 +246,16 @@ def _configured(config: Config) -> Sequence[Sequence[str]]:
 def _is_here(config: Config, name: str) -> bool:
     model = config.models[name]
     return model.driver in ("scripted", "remote") or is_here(open_store(config), model.source)
+
+
+def _weights(config: Config, name: str) -> str:
+    """What weights a model opens with; nothing to say of a driver without a choice."""
+    from llmos.weights import in_force
+
+    model = config.models[name]
+    if model.driver != "llama_cpp" or not _is_here(config, name):
+        return ""
+    return str(in_force(model, open_store(config).find(model.source), config.tuned_folder))
 
 
 def _detail(key: str, value: str) -> str:

@@ -83,6 +83,7 @@ def look(file: Path | None = None) -> Iterator[Finding]:
     yield from _folders(config)
     yield _memory()
     yield from _models(config)
+    yield from _tuning(config)
     yield from _isolation()
     yield _sandbox()
 
@@ -194,6 +195,26 @@ def _models(config: Config) -> Iterator[Finding]:
             )
         else:
             yield Finding(f"model {source}", "ok", f"{size(card.bytes)}, checked by sha256")
+
+
+def _tuning(config: Config) -> Iterator[Finding]:
+    """Whether the default model runs in the way that is fastest here."""
+    from llmos.pulling import is_here, open_store
+    from llmos.weights import in_force
+
+    name = config.default_model
+    model = config.models[name]
+    store = open_store(config)
+    if model.driver != "llama_cpp" or not is_here(store, model.source):
+        return
+    found = in_force(model, store.find(model.source), config.tuned_folder)
+    is_open = found.by == "not tuned"
+    yield Finding(
+        "tuning",
+        "warning" if is_open else "ok",
+        f"{name} opens with weights {found}",
+        f"llmos tune {name}: takes about a minute" if is_open else None,
+    )
 
 
 def _isolation() -> Iterator[Finding]:

@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 def needed_models(config: Config) -> tuple[str, ...]:
     """The names in the store of the models that a kernel started by a person will want first."""
     default = config.models[config.default_model]
-    return () if default.driver == "scripted" else (default.source, config.embedding.source)
+    if default.driver == "scripted":
+        return ()
+    of_default = () if default.driver == "remote" else (default.source,)
+    return (*of_default, config.embedding.source)
 
 
 def bring_models(config: Config, screen: Console) -> None:
     """Pull what is missing of the default models; with `config.offline` only look.
 
+    A language model that comes here has its number formats compared, which takes about as long.
+
     Raises: SyscallError("unknown_model") when offline, otherwise as `ModelStore.pull`.
     """
+    from llmos.tuning_run import tune_pulled
+
     store = open_store(config)
     for source in needed_models(config):
         if is_here(store, source):
@@ -40,6 +47,7 @@ def bring_models(config: Config, screen: Console) -> None:
         if config.offline:
             store.card(source)  # raises, naming what is here and how to get the rest
         pull(store, source, screen)
+        tune_pulled(config, source, screen)
 
 
 def open_store(config: Config) -> ModelStore:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from llmos.config import ModelConfig
 from llmos.drivers.contract import DeviceError, ModelSpec
@@ -37,6 +38,26 @@ def fitted(spec: ModelSpec, model: ModelConfig, tuned_folder: Path) -> ModelSpec
         )
         return spec
     return chosen(spec, tuned.choice, said=model.model_fields_set)
+
+
+class InForce(NamedTuple):
+    """What weights a model opens with, and on whose word."""
+
+    weights: str
+    by: Literal["configured", "tuned", "not tuned"]
+
+    def __str__(self) -> str:
+        return f"{self.weights} ({self.by})"
+
+
+def in_force(model: ModelConfig, source: Path, tuned_folder: Path) -> InForce:
+    """What a llama_cpp model whose file as shipped is `source` opens with."""
+    if model.weights != "tuned":
+        return InForce(model.weights, "configured")
+    tuned = recall(tuned_folder, source)
+    return (
+        InForce("shipped", "not tuned") if tuned is None else InForce(tuned.choice.weights, "tuned")
+    )
 
 
 def chosen(spec: ModelSpec, choice: Choice, *, said: set[str]) -> ModelSpec:
