@@ -8,7 +8,7 @@ a failure skips what depends on it, or is tolerated, as the node declares.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -57,6 +57,7 @@ class GraphRun:
         self._trap = trap
         self._nodes = {node.name: node for node in nodes}
         self._graph = build(nodes)
+        self._paths_s = _paths_s(self._graph, self._nodes)
         self._clock = clock
         self._started_s = clock.now()
         self._outcomes: dict[str, NodeOutcome] = {}
@@ -126,7 +127,12 @@ class GraphRun:
         kwargs = {**node.kwargs, "inputs": inputs} if node.after else node.kwargs
         try:
             child = await self._trap.call(
-                calls.Spawn(program=node.program, args=node.args, kwargs=kwargs)
+                calls.Spawn(
+                    program=node.program,
+                    args=node.args,
+                    kwargs=kwargs,
+                    path_s=self._paths_s[node.name],
+                )
             )
         except SyscallError as problem:
             return Exited(pid=0, program=node.program, status="error", error=problem.value())
@@ -155,6 +161,15 @@ class GraphRun:
         if outcome.started_s is None or outcome.ended_s is None:
             return 0.0
         return outcome.ended_s - outcome.started_s
+
+
+def _paths_s(graph: nx.DiGraph[str], nodes: Mapping[str, GraphNode]) -> dict[str, float]:
+    """The longest way from the start of each node to the end of the graph, as expected."""
+    paths_s: dict[str, float] = {}
+    for name in reversed(list(nx.topological_sort(graph))):
+        onward = max((paths_s[after] for after in graph.successors(name)), default=0.0)
+        paths_s[name] = nodes[name].expected_s + onward
+    return paths_s
 
 
 def _invalid(message: str) -> SyscallError:

@@ -1,12 +1,14 @@
 """Who may reuse the KV of a generation: its domain, and how much of its prompt is public.
 
 By default a program shares with its lineage, the process below init that it descends from with all
-its descendants, and everybody shares what is public: the first system message with the tools
-offered, as the model's template writes them. Whoever could see by the time of an answer that such
-a prefix was computed before learns only that somebody has the same instructions.
+its descendants; where it is known on whose behalf a process runs (the clients of the HTTP server),
+with all that runs on the same behalf. And everybody shares what is public: the first system
+message with the tools offered, as the model's template writes them. Whoever could see by the time
+of an answer that such a prefix was computed before learns only that somebody has the same
+instructions.
 
 A lineage's domain ends with the kernel: no process of a later one is the same. That of init, which
-stands for whoever embeds the kernel, lasts.
+stands for whoever embeds the kernel, lasts, and so does a client's.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ def domain_of(process: Process, sharing: Sharing) -> str:
     match sharing:
         case "all":
             return ""
+        case "lineage" if process.client:
+            return f"client {process.client}"
         case "lineage":
             root = process.root.pid
             return "init" if root == INIT else passing_domain(f"{process.boot}-{root}")

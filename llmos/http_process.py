@@ -59,6 +59,7 @@ class RequestPrograms:
         *,
         client: str,
         model: str,
+        nice: int = 0,
         is_streamed: bool = False,
     ) -> Request:
         """A request, to be entered as a context: its processes live no longer than that."""
@@ -70,6 +71,7 @@ class RequestPrograms:
             calls=calls,
             client=client,
             model=model,
+            nice=nice,
             is_streamed=is_streamed,
         )
 
@@ -105,6 +107,7 @@ class Request:
         calls: Sequence[Call[Any]],
         client: str,
         model: str,
+        nice: int,
         is_streamed: bool,
     ) -> None:
         self.id = id
@@ -116,6 +119,7 @@ class Request:
         self._program = program
         self._client = client
         self._model = model
+        self._nice = nice
         # Not bounded: an answer is no longer than the model's window, and a generation that a slow
         # client held up would hold its KV all the while.
         self._events: asyncio.Queue[Piece | Exited] = asyncio.Queue()
@@ -159,6 +163,8 @@ class Request:
             self._client,
             self.id,
             index,
+            client=self._client,
+            nice=self._nice,
             capabilities=Capabilities(models=frozenset({self._model})),
         )
         self.pids.append(pid)

@@ -34,7 +34,6 @@ _WITHOUT_EFFECT = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
-        "user",
     }
 )
 
@@ -244,7 +243,10 @@ class StreamOptions(Wire):
 
 
 class GenerateRequest(Wire):
-    """What chat and plain completions share. `top_k`, `min_p`, `repetition_penalty` are additions.
+    """What chat and plain completions share.
+
+    `top_k`, `min_p`, `repetition_penalty` and `nice` are additions. `user` is who gets a fair share
+    and whose conversations share KV; without it, that is all who call from one address.
 
     The defaults are OpenAI's: temperature 1, not the greedy choice of `os.generate`.
     """
@@ -265,6 +267,8 @@ class GenerateRequest(Wire):
     n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    user: str | None = None
+    nice: int = Field(default=0, ge=-20, le=19)
 
 
 class ChatRequest(GenerateRequest):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import uuid
@@ -246,7 +247,8 @@ class _Face:
             program,
             answer.id,
             calls,
-            client=_client(request),
+            client=asked.user or _client(request),
+            nice=asked.nice,
             model=target.model,
             is_streamed=asked.stream,
         )
@@ -286,7 +288,7 @@ class _Face:
 
 
 def _client(request: Request) -> str:
-    return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
+    return request.client.host if request.client else "unknown"
 
 
 def _model_of(adapter: ModelVersion, versions: Iterable[ModelVersion], default: str | None) -> str:
@@ -335,8 +337,10 @@ async def _on_syscall_error(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, SyscallError)
     status = openai_answers.status(problem)
     headers = {"x-should-retry": "true" if status.can_retry else "false"}
-    if status.retry_after_s is not None:
-        headers["retry-after"] = str(status.retry_after_s)
+    known = problem.fields.get("retry_after_s")
+    wait_s = known if isinstance(known, float) else status.retry_after_s
+    if wait_s is not None:
+        headers["retry-after"] = str(math.ceil(wait_s))
     return _json(openai_answers.error_answer(problem), status.http, headers)
 
 

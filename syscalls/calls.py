@@ -311,7 +311,11 @@ class Fork(Call[r.Spawned]):
 
 
 class GraphNode(Value):
-    """A node of a task graph. The values of `after` reach the program as keyword `inputs`."""
+    """A node of a task graph. The values of `after` reach the program as keyword `inputs`.
+
+    `expected_s` is about how long it takes, next to the others: under the policy `critical_path`
+    the nodes with the longest way to the end come first.
+    """
 
     name: str = Field(min_length=1)
     program: str
@@ -321,6 +325,7 @@ class GraphNode(Value):
     retries: int = Field(default=0, ge=0, le=100)
     timeout_s: float | None = Field(default=None, gt=0)
     on_failure: Literal["propagate", "tolerate"] = "propagate"
+    expected_s: float = Field(default=1.0, gt=0)
 
 
 class SpawnGraph(Call[r.Spawned]):

@@ -20,6 +20,7 @@ from llmos.drivers.contract import (
     SequenceError,
 )
 from llmos.drivers.scripted import Scripted
+from llmos.kernel.clock import VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import PolicyName, PolicySettings
 from llmos.kernel.settings import ModelSetting
@@ -766,5 +767,53 @@ def test_a_generation_that_nothing_would_ever_serve_is_told_so(
                 await kernel.os.generate("story", max_tokens=500)
             monkeypatch.undo()
             assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+
+    asyncio.run(scenario())
+
+
+def test_a_generation_that_nobody_waits_for_any_more_is_dropped(boot_kernel: Any) -> None:
+    bench, clock = Bench(sequences=1), VirtualClock()
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models, clock=clock) as kernel:
+            running = asyncio.ensure_future(
+                kernel.os.generate("story", max_tokens=500, deadline_s=5.0)
+            )
+            waiting = asyncio.ensure_future(
+                kernel.os.generate("other", max_tokens=500, deadline_s=9.0)
+            )
+            await bench.step(3)
+            clock.advance(6.0)
+            await bench.step(2)
+            with pytest.raises(SyscallError, match="deadline") as dropped:
+                await running
+            assert (dropped.value.code, dropped.value.is_retryable) == ("timeout", True)
+            clock.advance(6.0)
+            bench.free()
+            with pytest.raises(SyscallError, match="deadline"):
+                await waiting
+            await quiet(kernel)
+            assert kernel.devices.infos()[0].kv_tokens_used == 0
+            assert kernel.init.account.kv_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(boot_kernel: Any) -> None:
+    bench = Bench(sequences=1)
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models, max_queued=2) as kernel:
+            first = [asyncio.ensure_future(kernel.os.generate(text)) for text in ("a", "b")]
+            await bench.step(1)
+            with pytest.raises(SyscallError) as refused:
+                await kernel.os.generate("c")
+            assert (refused.value.code, refused.value.is_retryable) == ("busy", True)
+            assert refused.value.fields["retry_after_s"] > 0
+            bench.free()
+            for one in first:
+                await one
 
     asyncio.run(scenario())
