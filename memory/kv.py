@@ -189,6 +189,8 @@ class KVSpace:
         kept twice.
         """
         held = self._active(sequence)
+        if keep:
+            self._returns.went(held.owner.program)
         is_cached = any(
             not self._held[other].is_active for other in self._tree(sequence).holders(sequence)
         )
@@ -353,8 +355,6 @@ class KVSpace:
             self._touch(self._held[grant.source])
         if grant.sequence in self._held:
             taken = self._held[grant.sequence]
-            if grant.reused_tokens == self.length(grant.sequence):
-                self._returns.came_back(taken.owner.program, since_s=taken.used_s)
             self._cut(grant.sequence, grant.reused_tokens)
             taken.owner, taken.is_active, taken.limit_tokens = owner, True, limit_tokens
         else:
@@ -371,6 +371,7 @@ class KVSpace:
                     cells = self._cells.tokens(grant.source)
                     self._cells.extend(grant.sequence, cells[: grant.reused_tokens])
         self._shared_tokens += grant.reused_tokens
+        self._returns.came_back(owner.program)
 
     # --- eviction by worth ---
 

@@ -34,15 +34,24 @@ class Returns:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self._gaps: OrderedDict[int, _Gap] = OrderedDict()
+        self._left: dict[int, float] = {}  # when those went that are away
         self._usual_s: float | None = None  # the mean over all programs
 
-    def came_back(self, program: int, *, since_s: float) -> None:
-        """Learn that a program has come back for what it last used at `since_s`."""
-        gap_s = max(0.0, self.now() - since_s)
+    def went(self, program: int) -> None:
+        """Note that a program has got its answer, and is away from now on."""
+        if program:
+            self._left[program] = self.now()
+            if len(self._left) > _MOST_PROGRAMS:
+                del self._left[min(self._left, key=self._left.__getitem__)]
+
+    def came_back(self, program: int) -> None:
+        """Learn how long a program was away, if it was."""
+        left_s = self._left.pop(program, None)
+        if left_s is None:
+            return
+        gap_s = max(0.0, self.now() - left_s)
         usual_s = gap_s if self._usual_s is None else self._usual_s
         self._usual_s = usual_s + _LEARN * (gap_s - usual_s)
-        if not program:
-            return
         known = self._gaps.pop(program, None)
         if known is None:
             self._gaps[program] = _Gap(gap_s, gap_s / 2)

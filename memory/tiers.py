@@ -187,8 +187,6 @@ class Tiers:
                 self._remove(stowed)
                 return None
         if found.tokens == len(stowed.tokens):
-            if stowed.awaited_by is None:
-                self.returns.came_back(stowed.owner.program, since_s=stowed.used_s)
             stowed.awaited_by = None
             if stowed.file is None:
                 self._remove(stowed)

@@ -23,9 +23,9 @@ def clock() -> Clock:
 def away(returns: Returns, clock: Clock, program: int, *gaps_s: float) -> None:
     """Let a program be away for some times, one after the other."""
     for gap_s in gaps_s:
-        since_s = clock.now_s
+        returns.went(program)
         clock.now_s += gap_s
-        returns.came_back(program, since_s=since_s)
+        returns.came_back(program)
 
 
 def test_a_program_is_expected_after_its_usual_gap(clock: Clock) -> None:
@@ -60,7 +60,17 @@ def test_who_was_never_seen_to_return_is_ordered_by_last_use(clock: Clock) -> No
     assert remaining == sorted(remaining, reverse=True)
 
 
-def test_a_program_without_a_number_teaches_only_what_is_usual(clock: Clock) -> None:
+def test_a_newcomer_is_expected_after_what_is_usual_for_others(clock: Clock) -> None:
     returns = Returns(clock)
-    away(returns, clock, 0, *[30.0] * 30)
-    assert returns.remaining_s(7, since_s=clock.now_s) == pytest.approx(30)
+    for program in range(1, 30):
+        away(returns, clock, program, 30.0)
+    assert returns.remaining_s(99, since_s=clock.now_s) == pytest.approx(30)
+
+
+def test_who_was_not_away_teaches_nothing(clock: Clock) -> None:
+    returns = Returns(clock)
+    away(returns, clock, 1, 10, 10)
+    expected_s = returns.remaining_s(1, since_s=clock.now_s)
+    clock.now_s += 500
+    returns.came_back(1)
+    assert returns.remaining_s(1, since_s=clock.now_s) == expected_s

@@ -102,7 +102,9 @@ def test_who_is_expected_back_soon_stays() -> None:
     bench = Bench(host=300)
     for program, gap_s in ((1, 500), (2, 50), (3, 200)):
         for _ in range(3):
-            bench.tiers.returns.came_back(program, since_s=bench.now_s - gap_s)
+            bench.tiers.returns.went(program)
+            bench.now_s += gap_s
+            bench.tiers.returns.came_back(program)
     for program in (1, 2, 3):
         bench.stow(text(program), Owner(program=program))
     bench.stow(text(4), Owner(program=2))
