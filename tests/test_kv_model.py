@@ -1,4 +1,4 @@
-"""KV that is shared, moved and kept, on the real model: what comes out is what recomputing gives."""
+"""KV that is shared, moved and kept, on the real model: it says what recomputing would say."""
 
 from __future__ import annotations
 
@@ -51,6 +51,14 @@ async def told(home: Path) -> Generated:
         return await kernel.os.generate([user(TALE + "What froze?")], max_tokens=12)
 
 
+def damage(home: Path) -> None:
+    """Change a byte in the middle of each file of saved KV."""
+    for file in home.rglob("*.kv"):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        file.write_bytes(data)
+
+
 def test_the_next_start_goes_on_from_the_kv_of_the_last(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,10 +68,7 @@ def test_the_next_start_goes_on_from_the_kv_of_the_last(
         second = await told(tmp_path)
         assert second.usage.cached_tokens == second.usage.prompt_tokens - 1
         assert second.text == first.text
-        for file in tmp_path.rglob("*.kv"):
-            data = bytearray(file.read_bytes())
-            data[len(data) // 2] ^= 0xFF
-            file.write_bytes(data)
+        damage(tmp_path)
         with caplog.at_level(logging.WARNING):
             third = await told(tmp_path)
         assert third.usage.cached_tokens == 0
