@@ -288,4 +288,5 @@ def _public_tokens(order: Order) -> int:
 
 def _owner(generation: Generation) -> Owner:
     order = generation.order
-    return Owner(order.adapter, order.domain, order.public_tokens, generation.entry.program)
+    entry = generation.entry
+    return Owner(order.adapter, order.domain, order.public_tokens, entry.program, entry.nice)

@@ -383,7 +383,7 @@ class KVSpace:
     def _eviction_order(self, sequence: SequenceId, lost_tokens: int) -> tuple[float, int]:
         held = self._held[sequence]
         remaining_s = self._returns.remaining_s(held.owner.program, since_s=held.used_s)
-        return lost_tokens / remaining_s, held.use
+        return lost_tokens * held.owner.weight / remaining_s, held.use
 
     def _touch(self, held: _Held) -> None:
         self._uses += 1

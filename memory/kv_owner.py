@@ -16,6 +16,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 _TOKEN_BITS = 32
+# What one step of `nice` is worth where KV must go: five steps are a factor of three, as between
+# processes of a Unix scheduler.
+_NICE_STEP = 1.25
 _TOKEN_MASK = (1 << _TOKEN_BITS) - 1
 
 
@@ -29,6 +32,12 @@ class Owner(NamedTuple):
     domain: str = ""
     public_tokens: int = 0
     program: int = 0  # who is expected to come back for it; 0: not known
+    nice: int = 0
+
+    @property
+    def weight(self) -> float:
+        """How much sparing this owner a wait counts, by its `nice`; 1 for a `nice` of 0."""
+        return _NICE_STEP**-self.nice
 
 
 EVERYBODY = Owner()

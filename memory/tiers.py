@@ -289,7 +289,8 @@ class Tiers:
         tokens = tree.only_here(stowed.number) if tree and is_in else len(stowed.tokens)
         size = _state_bytes(stowed) or _file_bytes(stowed)
         remaining_s = self.returns.remaining_s(stowed.owner.program, since_s=stowed.used_s)
-        return _Worth(self.recompute_s(tokens) / remaining_s / max(1, size), stowed.used_s)
+        spared_s = self.recompute_s(tokens) * stowed.owner.weight
+        return _Worth(spared_s / remaining_s / max(1, size), stowed.used_s)
 
     def _make_room(self, stowed: Stowed) -> bool:
         """Take what is worth less than this out of host memory until it fits, or nothing at all."""

@@ -114,6 +114,13 @@ def test_a_dear_prefix_that_nobody_uses_sinks_at_last() -> None:
     assert (dear.sequence,) in evicted
 
 
+def test_what_a_program_of_better_priority_left_outlives_the_rest() -> None:
+    kv = space(sequences=2)
+    first = run(kv, [1, 1, 1, 1], Owner(nice=-10))
+    evicted = [run(kv, [token] * 5, Owner(nice=10)).freed for token in range(2, 9)]
+    assert all(first.sequence not in freed for freed in evicted)
+
+
 def test_what_is_cached_already_is_not_kept_twice() -> None:
     kv = space()
     first, second = begin(kv, [1, 2, 3]), begin(kv, [1, 2, 3])
