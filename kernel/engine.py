@@ -247,6 +247,7 @@ class Engine:
         return SyscallError(
             "device",
             f"device {self.name} is {self.state}: {self._stepper.reason}",
+            is_retryable=self.state in ("opening", "down"),
             device=self.name,
         )
 
