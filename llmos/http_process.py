@@ -58,11 +58,15 @@ class RequestPrograms:
         calls: Sequence[Call[Any]],
         *,
         client: str,
+        user: str,
         model: str,
         nice: int = 0,
         is_streamed: bool = False,
     ) -> Request:
-        """A request, to be entered as a context: its processes live no longer than that."""
+        """A request, to be entered as a context: its processes live no longer than that.
+
+        `client` is the address that `ps` shows, `user` on whose behalf the processes run.
+        """
         return Request(
             self._kernel,
             self._requests,
@@ -70,6 +74,7 @@ class RequestPrograms:
             id=id,
             calls=calls,
             client=client,
+            user=user,
             model=model,
             nice=nice,
             is_streamed=is_streamed,
@@ -106,6 +111,7 @@ class Request:
         id: str,
         calls: Sequence[Call[Any]],
         client: str,
+        user: str,
         model: str,
         nice: int,
         is_streamed: bool,
@@ -118,6 +124,7 @@ class Request:
         self._registry = registry
         self._program = program
         self._client = client
+        self._user = user
         self._model = model
         self._nice = nice
         # Not bounded: an answer is no longer than the model's window, and a generation that a slow
@@ -163,7 +170,7 @@ class Request:
             self._client,
             self.id,
             index,
-            client=self._client,
+            client=self._user,
             nice=self._nice,
             capabilities=Capabilities(models=frozenset({self._model})),
         )

@@ -220,6 +220,7 @@ class _Face:
             f"embd-{uuid.uuid4().hex}",
             [Embed(texts=texts, model=asked.model)],
             client=_client(request),
+            user=_host(request),
             model=asked.model,
         )
         found = await while_connected(results(job, Embedded), request.receive)
@@ -247,7 +248,8 @@ class _Face:
             program,
             answer.id,
             calls,
-            client=asked.user or _client(request),
+            client=_client(request),
+            user=asked.user or _host(request),
             nice=asked.nice,
             model=target.model,
             is_streamed=asked.stream,
@@ -288,6 +290,10 @@ class _Face:
 
 
 def _client(request: Request) -> str:
+    return f"{request.client.host}:{request.client.port}" if request.client else "unknown"
+
+
+def _host(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
 

@@ -129,14 +129,24 @@ def test_what_is_cached_already_is_not_kept_twice() -> None:
     assert (kv.cached_sequences, kv.free_sequences, kv.used_tokens) == (1, 2, 3)
 
 
-def test_evicting_a_domain_leaves_its_running_sequences_and_other_domains() -> None:
+def test_the_end_of_a_domain_leaves_its_running_sequences_and_other_domains() -> None:
     kv = space(sequences=3)
     run(kv, [1, 2], Owner(domain="bob"))
     begin(kv, [3, 4], Owner(domain="bob"))
     run(kv, [1, 2], Owner(domain="eve"))
-    assert kv.evict_domain("bob") == (0,)
+    assert kv.end_domain("bob") == [(0, 0)]
     kv.check()
     assert (kv.active_sequences, kv.cached_sequences, kv.free_sequences) == (1, 1, 1)
+
+
+def test_of_a_domain_that_has_ended_one_public_beginning_stays_for_all() -> None:
+    kv = space(sequences=3)
+    for last in (8, 9):
+        run(kv, [1, 2, 3, 4, last], Owner(domain="bob", public_tokens=3))
+    assert kv.end_domain("bob") == [(0, 3), (1, 0)]
+    kv.check()
+    grant = run(kv, [1, 2, 3, 4, 8], Owner(domain="eve", public_tokens=3))
+    assert grant.reused_tokens == 3
 
 
 def test_a_reset_forgets_all_but_the_total_of_reused_tokens() -> None:
@@ -204,6 +214,7 @@ OWNERS = st.builds(
     domain=st.sampled_from(["", "d", "e"]),
     public_tokens=st.integers(0, 4),
     program=st.integers(0, 3),
+    nice=st.integers(-20, 19),
 )
 
 
@@ -329,11 +340,20 @@ class KVMachine(RuleBasedStateMachine):
             self.held[sequence] = held._replace(is_active=False)
 
     @rule()
-    def evict_domain(self) -> None:
-        for sequence in self.kv.evict_domain("d"):
+    def end_domain(self) -> None:
+        public = {p for h in self.held.values() for p in prefixes(h) if p[1] == ""}
+        for sequence, tokens in self.kv.end_domain("d"):
             held = self.held.pop(sequence)
             assert held.owner.domain == "d" and not held.is_active
+            assert tokens <= held.owner.public_tokens
+            if tokens:
+                owner = Owner(held.owner.adapter)
+                self.held[sequence] = Holding(
+                    owner, held.tokens[:tokens], held.cells[:tokens], False
+                )
         assert all(h.is_active for h in self.held.values() if h.owner.domain == "d")
+        left = {p for h in self.held.values() for p in prefixes(h) if p[1] == ""}
+        assert all(len(prefix) - 3 <= 1 for prefix in public - left)
 
     @rule()
     def reset(self) -> None:

@@ -204,6 +204,18 @@ def test_a_domain_that_ends_with_the_kernel_leaves_no_file(tmp_path: Path) -> No
     assert list((tmp_path / MODEL).iterdir()) == []
 
 
+def test_the_end_of_a_domain_frees_what_it_left(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, host=150, disk=10**6)
+    mine = Owner(domain=passing_domain("boot-1"))
+    bench.stow(text(1), mine)
+    bench.stow(text(2))
+    bench.settle()
+    bench.tiers.end_domain(mine.domain)
+    bench.tiers.check()
+    assert [bench.found(text(1), mine), bench.found(text(2))] == [0, 100]
+    assert list((tmp_path / MODEL).iterdir()) == []
+
+
 def test_another_model_finds_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path, disk=10**6)
     bench.tiers.persist(EVERYBODY, text(1), bytes(100), until_s=time.monotonic() + 60)
@@ -219,6 +231,7 @@ OWNERS = st.builds(
     domain=st.sampled_from(["", "d", passing_domain("e")]),
     public_tokens=st.integers(0, 60),
     program=st.integers(0, 2),
+    nice=st.integers(-20, 19),
 )
 RUNS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(
     lambda picks: [token for pick in picks for token in [pick] * 20]
@@ -261,6 +274,10 @@ class TiersMachine(RuleBasedStateMachine):
         found: Found | None = self.bench.tiers.find(owner, tokens, len(tokens))
         if found is not None and self.bench.tiers.take(found) and found.tokens < len(tokens):
             self.bench.tiers.release(1)
+
+    @rule()
+    def end_domain(self) -> None:
+        self.bench.tiers.end_domain("d")
 
     @rule()
     def wait_for_the_writer(self) -> None:
