@@ -116,6 +116,15 @@ class Residency:
         if generation.sequence is not None:
             self._free(generation, keep=keep)
 
+    def end_domain(self, domain: str) -> None:
+        """Free what nobody can ask for any more, because the domain has ended.
+
+        Raises: DeviceError, fatal, when the driver cannot free a sequence.
+        """
+        self._tiers.end_domain(domain)
+        for sequence, tokens in self._kv.end_domain(domain):
+            self._trim(sequence, tokens)
+
     def close(self) -> None:
         """Write what is worth most for the next kernel, within the tiers' limits; at the end."""
         until_s = time.monotonic() + STOP_S
@@ -202,10 +211,12 @@ class Residency:
         sequence, generation.sequence = generation.sequence, None
         assert sequence is not None
         generation.fed = 0
-        if self._kv.release(sequence, keep=keep):
-            return
+        if not self._kv.release(sequence, keep=keep):
+            self._trim(sequence, 0)
+
+    def _trim(self, sequence: SequenceId, tokens: int) -> None:
         try:
-            contained(lambda: self._driver.trim(sequence, 0), is_fatal=True)
+            contained(lambda: self._driver.trim(sequence, tokens), is_fatal=True)
         except DeviceError as problem:
             problem.is_fatal = True  # the KV and our account of it disagree
             raise

@@ -201,16 +201,26 @@ class KVSpace:
         self._touch(held)
         return True
 
-    def evict_domain(self, domain: str) -> tuple[SequenceId, ...]:
-        """Forget the idle sequences of a domain; the driver must trim them to 0."""
-        evicted = tuple(
-            sequence
-            for sequence, held in sorted(self._held.items())
-            if not held.is_active and held.owner.domain == domain
-        )
-        for sequence in evicted:
-            self._forget(sequence)
-        return evicted
+    def end_domain(self, domain: str) -> list[tuple[SequenceId, int]]:
+        """Forget what nobody can ask for any more, because the domain has ended.
+
+        Of its idle sequences only public beginnings stay that no other sequence holds, and are
+        everybody's from now on. Returns to how many tokens the driver must trim each.
+        """
+        trimmed: list[tuple[SequenceId, int]] = []
+        for sequence, held in sorted(self._held.items()):
+            if held.is_active or held.owner.domain != domain:
+                continue
+            public = min(held.owner.public_tokens, self.length(sequence))
+            held_elsewhere = self.length(sequence) - self._tree(sequence).only_here(sequence)
+            if public <= max(held_elsewhere, self._fork_min_tokens):
+                self._forget(sequence)
+                public = 0
+            else:
+                self._cut(sequence, public)
+                held.owner = Owner(held.owner.adapter)
+            trimmed.append((sequence, public))
+        return trimmed
 
     def idle(self) -> list[Idle]:
         """The idle sequences, those that are worth most first."""

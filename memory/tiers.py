@@ -204,6 +204,12 @@ class Tiers:
         for stowed in [s for s in self._stowed.values() if s.awaited_by == awaited_by]:
             self._remove(stowed)
 
+    def end_domain(self, domain: str) -> None:
+        """Forget what nobody can ask for any more, because the domain has ended."""
+        for stowed in list(self._stowed.values()):
+            if stowed.owner.domain == domain and stowed.awaited_by is None:
+                self._remove(stowed)
+
     # --- the end ---
 
     def persist(self, owner: Owner, tokens: Sequence[int], state: bytes, *, until_s: float) -> bool:

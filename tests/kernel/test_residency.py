@@ -254,6 +254,16 @@ def test_a_private_prefix_in_host_memory_serves_its_own_domain_only() -> None:
     assert bench.run(text + "?", domain="a", public_tokens=50)[0] == 110
 
 
+def test_a_domain_that_has_ended_leaves_its_public_beginning_to_all() -> None:
+    bench = Bench(sequences=4)
+    text = story("rules", 50) + story("secret")
+    bench.run(text, domain="a", public_tokens=50)
+    bench.residency.end_domain("a")
+    assert bench.residency.holdings().kv_tokens == 50
+    assert bench.run(text + "!", domain="b", public_tokens=50) == (50, alone(text + "!"))
+    assert bench.run(text + "!", domain="a", public_tokens=50)[0] == 50
+
+
 @pytest.mark.parametrize(
     ("domain", "public", "adapter", "expected"),
     [
