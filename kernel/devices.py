@@ -221,6 +221,11 @@ class Devices:
         for engine in self._engines.values():
             engine.renice(pid, nice)
 
+    def end_domain(self, domain: str) -> None:
+        """Free cached KV that nobody can ask for any more, everywhere."""
+        for engine in self._engines.values():
+            engine.end_domain(domain)
+
     def infos(self) -> tuple[DeviceInfo, ...]:
         """Every configured device, opened or not."""
         found: list[DeviceInfo] = []

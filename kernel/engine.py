@@ -154,6 +154,10 @@ class Engine:
         """Change the priority of a process's generations."""
         self._post(lambda: self._stepper.renice(pid, nice))
 
+    def end_domain(self, domain: str) -> None:
+        """Free cached KV that nobody can ask for any more."""
+        self._post(lambda: self._stepper.end_domain(domain))
+
     async def on_device(self, work: Callable[[LanguageModel], T]) -> T:
         """Run something on the engine thread between two steps.
 

@@ -21,7 +21,7 @@ from llmos.kernel.contexts import Contexts
 from llmos.kernel.device import Device
 from llmos.kernel.devices import Devices
 from llmos.kernel.generation import Generation, Order, Outcome
-from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of
+from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of, ends_with
 from llmos.kernel.origins import Origin, Origins
 from llmos.kernel.policies import Entry
 from llmos.kernel.process import Process
@@ -142,6 +142,8 @@ class Inference:
         """The process has ended: free its sequences before the next step."""
         for ticket in self._under_way.get(process.pid, ()):
             ticket.engine.cancel(ticket.generation)
+        if ends_with(process, self._sharing):
+            self._devices.end_domain(domain_of(process, self._sharing))
 
     # --- one generation ---------------------------------------------------------------------------
 

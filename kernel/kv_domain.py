@@ -49,6 +49,19 @@ def domain_of(process: Process, sharing: Sharing) -> str:
             assert_never(sharing)
 
 
+def ends_with(process: Process, sharing: Sharing) -> bool:
+    """Whether a process's domain ends when it does: its descendants, if any, start anew."""
+    match sharing:
+        case "all":
+            return False
+        case "lineage":
+            return process.pid == process.root.pid != INIT
+        case "none":
+            return True
+        case _:
+            assert_never(sharing)
+
+
 class PublicPrefixes:
     """How a conversation begins, whatever is said in it; what was rendered once is remembered."""
 

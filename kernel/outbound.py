@@ -181,6 +181,9 @@ class Outbound:
             if generation.entry.pid == pid:
                 generation.entry.nice = nice
 
+    def end_domain(self, domain: str) -> None:
+        """Nothing to do: the KV is the server's."""
+
     def info(self) -> DeviceInfo:
         model = self.model
         running = sum(job.task is not None for job in self._jobs.values())

@@ -173,6 +173,15 @@ class Stepper:
             if generation.entry.pid == pid:
                 generation.entry.nice = nice
 
+    def end_domain(self, domain: str) -> None:
+        """Free cached KV that nobody can ask for any more, because its domain has ended."""
+        if self.state != "ready":
+            return
+        try:
+            self._require_residency().end_domain(domain)
+        except DeviceError as problem:
+            self._fault = problem
+
     def attach(self, name: str, path: Path) -> None:
         """Attach an adapter, unless it is. Raises: DeviceError."""
         if name not in self.adapters:
