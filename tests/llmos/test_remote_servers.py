@@ -198,6 +198,16 @@ def test_a_model_that_the_server_has_not_is_a_device_error(tmp_path: Path) -> No
         run(tmp_path, url, body, model="other")
 
 
+def test_a_class_can_be_asked_for_over_http(tmp_path: Path) -> None:
+    settings = f'{SCRIPTED}[classes]\nsmall = ["s"]\n'
+    with llmos_server(tmp_path, settings) as url, httpx.Client(base_url=url) as client:
+        for name in ("small", "any"):
+            body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            answer = client.post("/chat/completions", json={**body, "max_tokens": 4})
+            assert answer.status_code == httpx.codes.OK
+            assert answer.json()["usage"]["completion_tokens"] == 4
+
+
 @pytest.mark.model
 def test_a_real_model_behind_another_llmos(tmp_path: Path, smollm2_path: Path) -> None:
     async def body(kernel: Kernel) -> None:
