@@ -42,7 +42,7 @@ from llmos.syscalls.results import FinishReason, TokenChoice, TokenLogprob
 log = logging.getLogger("llmos.kernel")
 
 # A generation waits for a running prefill that will spare it at least this much.
-WORTH_WAITING_TOKENS = 32
+WORTH_WAITING_TOKENS = 8
 # Weight of the last generation in what is expected of the next ones.
 _LEARN = 0.1
 # Iterations without a step, although somebody wants one, before that is taken for a bug of ours.
