@@ -275,8 +275,8 @@ class Residency:
 
     def _restore_tokens(self, found: Found) -> int:
         """How many tokens would be computed in the time that restoring takes."""
-        copying_s = self._pace.copy_s(len(found.stowed.tokens))
-        return self._pace.rows_within(copying_s, most=self._driver.info.batch_tokens)
+        seconds = self._pace.copy_s(len(found.stowed.tokens)) + self._tiers.fetch_s(found)
+        return self._pace.rows_within(seconds, most=self._driver.info.batch_tokens)
 
 
 def shareable_tokens(one: Order, other: Order) -> int:

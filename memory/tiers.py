@@ -40,8 +40,9 @@ WRITING_BYTES = 256 * 2**20
 WORTH_KEEPING_TOKENS = 32
 # An orderly stop may take this long for writing.
 STOP_S = 5.0
-# A file must spare at least this many times what reading it back takes, at this rate.
-_DISK_BYTES_PER_S = 500e6
+# Until the first file was read.
+_DISK_BYTE_S = 1 / 500e6
+_LEARN = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +101,7 @@ class Tiers:
         self._numbers = itertools.count()
         self._writer: ThreadPoolExecutor | None = None
         self._writing: dict[Stowed, Future[Kept]] = {}
+        self._disk_byte_s = _DISK_BYTE_S  # to read a byte and to check it
 
     def open(self, fingerprint: str) -> None:
         """Make ready for a device's states; those of another kind are forgotten.
@@ -181,8 +183,7 @@ class Tiers:
         stowed = found.stowed
         state = stowed.state
         if state is None:
-            assert stowed.file is not None
-            state = self._require_folder().read(stowed.file)
+            state = self._read(stowed)
             if state is None:
                 self._remove(stowed)
                 return None
@@ -194,6 +195,11 @@ class Tiers:
                 stowed.state = None
         stowed.used_s = self.returns.now()
         return state
+
+    def fetch_s(self, found: Found) -> float:
+        """Seconds until the state of a saved sequence is in host memory; 0 where it is."""
+        stowed = found.stowed
+        return 0.0 if stowed.state is not None else self._disk_byte_s * _file_bytes(stowed)
 
     def refuse(self, found: Found) -> None:
         """Forget a saved sequence that the device did not accept."""
@@ -329,7 +335,7 @@ class Tiers:
         elif (
             self._folder is not None
             and self._writing_bytes + size <= WRITING_BYTES
-            and self.recompute_s(len(stowed.tokens)) > 2 * size / _DISK_BYTES_PER_S
+            and self.recompute_s(len(stowed.tokens)) > self._disk_byte_s * size
             and self._fit_disk(size, worth=self._worth(stowed))
         ):
             if self._writer is None:
@@ -353,6 +359,14 @@ class Tiers:
             else:
                 self._delete_file(victim)
         return True
+
+    def _read(self, stowed: Stowed) -> bytes | None:
+        assert stowed.file is not None
+        started = time.perf_counter()
+        state = self._require_folder().read(stowed.file)
+        took_s = time.perf_counter() - started
+        self._disk_byte_s += _LEARN * (took_s / _file_bytes(stowed) - self._disk_byte_s)
+        return state
 
     def _collect(self) -> None:
         """Take note of files that have been written."""
