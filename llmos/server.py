@@ -186,8 +186,6 @@ class _Face:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name == ANY or name in self._kernel.settings.classes:
-            return Target(name, name)
         versions = {version.name: version for version in await self._kernel.os.model_list()}
         if name not in versions:
             raise _unknown(name, list(versions))
@@ -261,6 +259,8 @@ class _Face:
 
     async def _target(self, name: str) -> Target:
         """What a model's name means. Raises: SyscallError("unknown_model")."""
+        if name == ANY or name in self._kernel.settings.classes:
+            return Target(name, name)
         versions = {version.name: version for version in await self._kernel.os.model_list()}
         version = versions.get(name)
         if version is None or version.kind == "embedding":
