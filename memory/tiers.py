@@ -18,21 +18,18 @@ return Continuum (arXiv 2511.02230) and KVFlow (arXiv 2507.07400).
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from llmos.memory.kv_disk import Disk
 from llmos.memory.kv_folder import Kept, KVFolder
-from llmos.memory.kv_owner import Owner, is_passing, marked
-from llmos.memory.radix import RadixTree
+from llmos.memory.kv_index import Index
+from llmos.memory.kv_owner import Owner, is_passing
 from llmos.memory.returns import Returns
 from llmos.syscalls.errors import KernelPanic
-
-log = logging.getLogger("llmos.memory")
 
 # States on their way to disk may take this much beside the host budget; more are dropped.
 WRITING_BYTES = 256 * 2**20
@@ -40,9 +37,6 @@ WRITING_BYTES = 256 * 2**20
 WORTH_KEEPING_TOKENS = 32
 # An orderly stop may take this long for writing.
 STOP_S = 5.0
-# Until the first file was read.
-_DISK_BYTE_S = 1 / 500e6
-_LEARN = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -95,13 +89,10 @@ class Tiers:
         self._disk_budget_bytes = disk_bytes if root is not None else 0
         self._root = root
         self._fingerprint: str | None = None
-        self._folder: KVFolder | None = None
+        self._disk: Disk | None = None
         self._stowed: dict[int, Stowed] = {}
-        self._trees: dict[str | None, RadixTree] = {}  # by adapter, of `Stowed.number`s
+        self._index = Index()  # of `Stowed.number`s
         self._numbers = itertools.count()
-        self._writer: ThreadPoolExecutor | None = None
-        self._writing: dict[Stowed, Future[Kept]] = {}
-        self._disk_byte_s = _DISK_BYTE_S  # to read a byte and to check it
 
     def open(self, fingerprint: str) -> None:
         """Make ready for a device's states; those of another kind are forgotten.
@@ -115,10 +106,11 @@ class Tiers:
         self._fingerprint = fingerprint
         if self._root is None or not self._disk_budget_bytes:
             return
-        self._folder = KVFolder(self._root / fingerprint)
-        self._folder.delete_others()
+        folder = KVFolder(self._root / fingerprint)
+        folder.delete_others()
+        self._disk = Disk(folder)
         now, wall = self.returns.now(), time.time()
-        for file in self._folder.scan():
+        for file in folder.scan():
             used_s = now - max(0.0, wall - file.used_at)
             self._add(
                 replace(_new(next(self._numbers), file.owner, file.tokens, used_s), file=file)
@@ -164,10 +156,7 @@ class Tiers:
     def find(self, owner: Owner, tokens: Sequence[int], limit_tokens: int) -> Found | None:
         """The saved sequence with the longest prefix of these tokens, at most `limit_tokens`."""
         self._collect()
-        tree = self._trees.get(owner.adapter)
-        if tree is None:
-            return None
-        match = tree.match(marked(tokens, owner), limit_tokens)
+        match = self._index.match(owner, tokens, limit_tokens)
         if match.tokens < WORTH_KEEPING_TOKENS:
             return None
         holders = [self._stowed[number] for number in match.holders]
@@ -183,7 +172,8 @@ class Tiers:
         stowed = found.stowed
         state = stowed.state
         if state is None:
-            state = self._read(stowed)
+            assert self._disk is not None and stowed.file is not None
+            state = self._disk.read(stowed.file)
             if state is None:
                 self._remove(stowed)
                 return None
@@ -198,8 +188,10 @@ class Tiers:
 
     def fetch_s(self, found: Found) -> float:
         """Seconds until the state of a saved sequence is in host memory; 0 where it is."""
-        stowed = found.stowed
-        return 0.0 if stowed.state is not None else self._disk_byte_s * _file_bytes(stowed)
+        file = found.stowed.file
+        if found.stowed.state is not None or file is None or self._disk is None:
+            return 0.0
+        return self._disk.read_s(file.file_bytes)
 
     def refuse(self, found: Found) -> None:
         """Forget a saved sequence that the device did not accept."""
@@ -220,20 +212,17 @@ class Tiers:
 
     def persist(self, owner: Owner, tokens: Sequence[int], state: bytes, *, until_s: float) -> bool:
         """Write a state for the next kernel, unless it has it or time is up; at an orderly stop."""
-        if self._folder is None or time.monotonic() >= until_s:
+        if self._disk is None or time.monotonic() >= until_s:
             return False
         if any(stowed.file is not None for stowed in self._holders(owner, tokens)):
             return True
-        self._stop_writer()
+        self._stop_writing()
         stowed = _new(next(self._numbers), owner, tuple(tokens), self.returns.now())
         stowed.state = state
         if not self._fit_disk(len(state), worth=self._worth(stowed)):
             return False
-        stowed.state = None
-        try:
-            stowed.file = self._folder.write(owner, stowed.tokens, state)
-        except OSError as problem:
-            log.warning("saved KV cannot be written: %s", problem)
+        stowed.state, stowed.file = None, self._disk.write(owner, stowed.tokens, state)
+        if stowed.file is None:
             return False
         self._supersede(stowed)
         self._add(stowed)
@@ -248,7 +237,7 @@ class Tiers:
 
     def close(self) -> None:
         """Wait for the writer, and delete the files that nobody can come back for."""
-        self._stop_writer()
+        self._stop_writing()
         for stowed in list(self._stowed.values()):
             self._remove(stowed, with_file=is_passing(stowed.owner.domain))
         self._fingerprint = None
@@ -267,11 +256,7 @@ class Tiers:
 
     def check(self) -> None:
         """Raises: KernelPanic when the table and the trees disagree or a budget is exceeded."""
-        for adapter, tree in self._trees.items():
-            tree.check()
-            members = {n for n, stowed in self._stowed.items() if stowed.owner.adapter == adapter}
-            if len(tree) != len(members) or not all(number in tree for number in members):
-                raise KernelPanic(f"the tree of {adapter} does not hold exactly its states")
+        self._index.check({number: stowed.owner for number, stowed in self._stowed.items()})
         for stowed in self._stowed.values():
             if stowed.state is None and stowed.file is None:
                 raise KernelPanic(f"the saved sequence {stowed.number} is nowhere")
@@ -286,19 +271,20 @@ class Tiers:
 
     @property
     def _writing_bytes(self) -> int:
-        return sum(_state_bytes(s) for s in self._writing)
+        return sum(self._writing.values())
 
     @property
     def _staying_bytes(self) -> int:
-        return sum(_state_bytes(s) for s in self._stowed.values() if s not in self._writing)
+        writing = self._writing
+        return sum(_state_bytes(s) for n, s in self._stowed.items() if n not in writing)
 
     def _worth(self, stowed: Stowed) -> _Worth:
         """Seconds of computing that a byte spares, by the seconds until it is expected to."""
         if stowed.awaited_by is not None:
             return _Worth(float("inf"), stowed.used_s)
-        tree = self._trees.get(stowed.owner.adapter)
-        is_in = tree is not None and stowed.number in tree
-        tokens = tree.only_here(stowed.number) if tree and is_in else len(stowed.tokens)
+        number = stowed.number
+        is_in = number in self._index
+        tokens = self._index.only_here(number) if is_in else len(stowed.tokens)
         size = _state_bytes(stowed) or _file_bytes(stowed)
         remaining_s = self.returns.remaining_s(stowed.owner.program, since_s=stowed.used_s)
         spared_s = self.recompute_s(tokens) * stowed.owner.weight
@@ -311,7 +297,8 @@ class Tiers:
         if excess <= 0:
             return True
         worth = self._worth(stowed)
-        staying = [s for s in self._stowed.values() if s.state and s not in self._writing]
+        writing = self._writing
+        staying = [s for n, s in self._stowed.items() if s.state and n not in writing]
         going: list[Stowed] = []
         for one in sorted(staying, key=self._worth):
             if excess <= 0:
@@ -333,22 +320,18 @@ class Tiers:
         if stowed.file is not None:
             stowed.state = None
         elif (
-            self._folder is not None
+            self._disk is not None
             and self._writing_bytes + size <= WRITING_BYTES
-            and self.recompute_s(len(stowed.tokens)) > self._disk_byte_s * size
+            and self.recompute_s(len(stowed.tokens)) > self._disk.read_s(size)
             and self._fit_disk(size, worth=self._worth(stowed))
         ):
-            if self._writer is None:
-                self._writer = ThreadPoolExecutor(1, thread_name_prefix="kv-disk")
-            self._writing[stowed] = self._writer.submit(
-                self._folder.write, stowed.owner, stowed.tokens, stowed.state
-            )
+            self._disk.start(stowed.number, stowed.owner, stowed.tokens, stowed.state)
         else:
             self._remove(stowed)
 
     def _fit_disk(self, size: int, *, worth: _Worth) -> bool:
         """Delete what is worth least on disk, and less than this, until so much more fits."""
-        coming = sum(_padded(_state_bytes(s)) for s in self._writing)
+        coming = sum(_padded(state_bytes) for state_bytes in self._writing.values())
         while self.disk_bytes + coming + _padded(size) > self._disk_budget_bytes:
             on_disk = [s for s in self._stowed.values() if s.file is not None]
             victim = min(on_disk, key=self._worth, default=None)
@@ -360,57 +343,38 @@ class Tiers:
                 self._delete_file(victim)
         return True
 
-    def _read(self, stowed: Stowed) -> bytes | None:
-        assert stowed.file is not None
-        started = time.perf_counter()
-        state = self._require_folder().read(stowed.file)
-        took_s = time.perf_counter() - started
-        self._disk_byte_s += _LEARN * (took_s / _file_bytes(stowed) - self._disk_byte_s)
-        return state
+    @property
+    def _writing(self) -> dict[int, int]:
+        return {} if self._disk is None else self._disk.writing
 
     def _collect(self) -> None:
         """Take note of files that have been written."""
-        for stowed, written in [item for item in self._writing.items() if item[1].done()]:
-            del self._writing[stowed]
-            if written.cancelled():
-                continue  # it has not left
-            problem = written.exception()
-            is_gone = stowed.number not in self._stowed
-            if problem is not None:
-                log.warning("saved KV cannot be written: %s", problem)
-                if not is_gone:
-                    self._remove(stowed)
-            elif is_gone:
-                self._require_folder().delete(written.result())
+        if self._disk is None:
+            return
+        for number, file in self._disk.written():
+            stowed = self._stowed.get(number)
+            if stowed is None:
+                if file is not None:
+                    self._disk.delete(file)
+            elif file is None:
+                self._remove(stowed)
             else:
-                stowed.state, stowed.file = None, written.result()
+                stowed.state, stowed.file = None, file
 
-    def _stop_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.shutdown(cancel_futures=True)
-            self._writer = None
+    def _stop_writing(self) -> None:
+        if self._disk is not None:
+            self._disk.stop()
         self._collect()
-
-    def _require_folder(self) -> KVFolder:
-        assert self._folder is not None
-        return self._folder
 
     # --- the table ---
 
     def _holders(self, owner: Owner, tokens: Sequence[int]) -> list[Stowed]:
         """The saved sequences that begin with all of these tokens."""
-        tree = self._trees.get(owner.adapter)
-        if tree is None:
-            return []
-        match = tree.match(marked(tokens, owner), len(tokens))
-        return [self._stowed[n] for n in match.holders] if match.tokens == len(tokens) else []
+        return [self._stowed[number] for number in self._index.holders(owner, tokens)]
 
     def _supersede(self, newer: Stowed) -> None:
         """Drop what is the beginning of a newer state, unless somebody waits for just that."""
-        tree = self._trees.get(newer.owner.adapter)
-        if tree is None:
-            return
-        for number in tree.within(marked(newer.tokens, newer.owner)):
+        for number in self._index.within(newer.owner, newer.tokens):
             older = self._stowed[number]
             if older.awaited_by is None and (older.file is None or newer.file is not None):
                 self._remove(older)
@@ -419,22 +383,18 @@ class Tiers:
 
     def _add(self, stowed: Stowed) -> None:
         self._stowed[stowed.number] = stowed
-        tree = self._trees.setdefault(stowed.owner.adapter, RadixTree())
-        tree.add(stowed.number)
-        tree.extend(stowed.number, marked(stowed.tokens, stowed.owner))
+        self._index.add(stowed.number, stowed.owner, stowed.tokens)
 
     def _remove(self, stowed: Stowed, *, with_file: bool = True) -> None:
         del self._stowed[stowed.number]
-        tree = self._trees[stowed.owner.adapter]
-        tree.remove(stowed.number)
-        if not len(tree):
-            del self._trees[stowed.owner.adapter]
+        self._index.remove(stowed.number)
         if with_file:
             self._delete_file(stowed)
 
     def _delete_file(self, stowed: Stowed) -> None:
         if stowed.file is not None:
-            self._require_folder().delete(stowed.file)
+            assert self._disk is not None
+            self._disk.delete(stowed.file)
             stowed.file = None
 
 

@@ -54,8 +54,10 @@ class Bench:
 
     def settle(self) -> None:
         """Wait for the files that are being written."""
-        for written in list(self.tiers._writing.values()):  # pyright: ignore[reportPrivateUsage]
-            written.exception()
+        disk = self.tiers._disk  # pyright: ignore[reportPrivateUsage]
+        if disk is not None:
+            for writing in list(disk._writing.values()):  # pyright: ignore[reportPrivateUsage]
+                writing.file.exception()
         self.found([0] * 40)
         self.tiers.check()
 
