@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmos.agents import filters
+from llmos.agents.best_of_n import best_of_n, best_of_n_writer
 from llmos.agents.chat import chat
 from llmos.agents.critic import critic
 from llmos.agents.debate import debate, debater
@@ -14,9 +15,12 @@ from llmos.agents.rag import rag
 from llmos.agents.react import react
 from llmos.agents.research import research, research_worker, research_writer
 from llmos.agents.summarise import summarise, summarise_chunk
+from llmos.agents.tree_of_thought import tree_of_thought
 from llmos.syscalls.trap import ProgramFunction
 
 PROGRAMS: Mapping[str, ProgramFunction] = {
+    "best-of-n": best_of_n,
+    "best-of-n-writer": best_of_n_writer,
     "cat": filters.cat,
     "chat": chat,
     "critic": critic,
@@ -35,6 +39,7 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "sleep": filters.sleep,
     "summarise": summarise,
     "summarise-chunk": summarise_chunk,
+    "tree-of-thought": tree_of_thought,
     "upper": filters.upper,
     "wc": filters.wc,
 }

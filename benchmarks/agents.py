@@ -32,8 +32,8 @@ from benchmarks.workload import endless, words
 from llmos.memory.model_store import ModelStore
 
 SIDES = ("ours", "tuned", "server", "server_default", "python")
-OURS_SETTINGS: Mapping[str, object] = {}
-TUNED_SETTINGS: Mapping[str, object] = {}
+OURS_SETTINGS: Mapping[str, object] = {"weights": "shipped"}
+TUNED_SETTINGS: Mapping[str, object] = {"weights": "tuned"}
 
 
 class Task(NamedTuple):

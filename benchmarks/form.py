@@ -12,6 +12,8 @@ import json
 import operator
 import os
 import platform
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,6 +62,8 @@ def main_with(
     parser.prog = f"python -m benchmarks.{name}"
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args()
+    # What a benchmark has started (servers, kernels) ends with it, also under `timeout`.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     busy = os.getloadavg()[0]
     figures = measure(options)
     report = {

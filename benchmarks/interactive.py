@@ -34,7 +34,7 @@ BACKGROUND = 16
 CHAT_WORDS, CHAT_TOKENS, PAUSE_S = 40, 48, 0.3
 WORK_WORDS, WORK_TOKENS = 60, 64
 SETTLE_S = 4.0
-SETTINGS: dict[str, Any] = {}
+SETTINGS: dict[str, Any] = {"weights": "shipped"}
 ENDLESS = Sampling(logit_bias=endless())
 
 

@@ -14,7 +14,14 @@ from llmos.syscalls.tool import tool
 
 PAGE = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
 # Parts of other programs, which nobody starts by hand.
-INNER = {"debater", "demo-reporter", "research-worker", "research-writer", "summarise-chunk"}
+INNER = {
+    "best-of-n-writer",
+    "debater",
+    "demo-reporter",
+    "research-worker",
+    "research-writer",
+    "summarise-chunk",
+}
 
 
 def defined() -> dict[str, Any]:
