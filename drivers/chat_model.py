@@ -7,7 +7,7 @@ pressed into the contract of a local model. All methods run on the event loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -141,7 +141,7 @@ class ChatModel(Protocol):
         """
         ...
 
-    def stream(self, request: ChatRequest) -> AsyncIterator[str | ChatEnd]:
+    def stream(self, request: ChatRequest) -> AsyncGenerator[str | ChatEnd]:
         """The answer in pieces of text, then its end; closing the iterator ends it at the server.
 
         What fails before the first piece and may pass is tried again.

@@ -186,7 +186,7 @@ class RemoteModel:
             async with self._connected.stream(
                 "POST", path, json=dict(body), headers=dict(headers)
             ) as response:
-                if response.status_code != httpx.codes.OK:
+                if not response.is_success:
                     await response.aread()
                     raise self._refusal(response)
                 async for chunk in response.aiter_bytes():
@@ -212,7 +212,7 @@ class RemoteModel:
         response = await self._get("models")
         if response.status_code in (404, 405, 501):  # no such list; the first request will tell
             return {}
-        if response.status_code != httpx.codes.OK:
+        if not response.is_success:
             raise self._refusal(response)
         try:
             cards: list[dict[str, Any]] = response.json()["data"]

@@ -6,6 +6,7 @@ Only text goes over this wire.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -132,11 +133,10 @@ def error_text(answer: Any) -> str:
     return " ".join(str(message).split())[:300]
 
 
-def plain_text(request_messages: list[Message] | tuple[Message, ...]) -> str:
+def plain_text(messages: Sequence[Message]) -> str:
     """A conversation as one text, for counting."""
     return "\n".join(
-        f"{message.role}: {message.text}{write_tool_requests(message)}"
-        for message in request_messages
+        f"{message.role}: {message.text}{write_tool_requests(message)}" for message in messages
     )
 
 

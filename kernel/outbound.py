@@ -134,7 +134,8 @@ class Outbound:
                 limit=self._max_queued,
             )
         order = generation.order
-        assert order.conversation is not None
+        conversation = order.conversation
+        assert conversation is not None
         reservation = None
         if self._budget is not None:
             reservation = self._budget.reserve(len(order.prompt), order.max_tokens)
@@ -143,7 +144,7 @@ class Outbound:
                 generation.order = order
         entry = generation.entry
         request = ChatRequest(
-            conversation=order.conversation,
+            conversation=conversation,
             sampling=order.sampling,
             max_tokens=order.max_tokens,
             stop=order.stop,
