@@ -162,20 +162,20 @@ class Residency:
     def _prepare(self, generation: Generation, grant: Grant, found: Found | None) -> None:
         """Bring the driver to what the grant says, and the generation's own state with it."""
         driver, sequence, reused = self._driver, grant.sequence, grant.reused_tokens
-        adapter = generation.order.adapter
-        if adapter is not None:  # it was attached, but perhaps before a reopen
-            self._attach(adapter)
         for idle in grant.lost:
             self._keep(idle)
         for freed in grant.freed:
-            driver.trim(freed, 0)
+            self._trim(freed, 0)
         if grant.source is not None:
             driver.fork(grant.source, sequence, reused)
         elif driver.length(sequence) > reused:
-            driver.trim(sequence, reused)
+            self._trim(sequence, reused)
         if reused == 0 and found is not None:
             reused = self._restore(found, sequence)
             self._kv.restored(sequence, generation.known(0, reused))
+        adapter = generation.order.adapter
+        if adapter is not None:  # it was attached, but perhaps before a reopen
+            self._attach(adapter)
         driver.add(
             sequence,
             sampling=generation.order.sampling,
@@ -215,6 +215,7 @@ class Residency:
             self._trim(sequence, 0)
 
     def _trim(self, sequence: SequenceId, tokens: int) -> None:
+        """Trim a sequence; a driver that cannot is not to be trusted with any other either."""
         try:
             contained(lambda: self._driver.trim(sequence, tokens), is_fatal=True)
         except DeviceError as problem:

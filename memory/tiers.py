@@ -194,8 +194,9 @@ class Tiers:
         return self._disk.read_s(file.file_bytes)
 
     def refuse(self, found: Found) -> None:
-        """Forget a saved sequence that the device did not accept."""
-        self._remove(found.stowed)
+        """Forget a saved sequence that was taken and that the device did not accept."""
+        if found.stowed.number in self._stowed:
+            self._remove(found.stowed)
 
     def release(self, awaited_by: int) -> None:
         """Forget what was kept for a generation that will not go on."""

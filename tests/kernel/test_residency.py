@@ -204,6 +204,41 @@ def test_a_state_that_the_device_refuses_is_forgotten(
     assert "computed again" in caplog.text
 
 
+def test_a_preempted_generation_whose_state_is_refused_is_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(sequences=1)
+    generation = bench.ask(story("amber"), max_tokens=8)
+    assert bench.residency.place(generation)
+    bench.feed(generation, steps=2)
+    bench.residency.swap_out(generation)
+
+    def refuse(blob: bytes, sequence: int) -> None:
+        raise DeviceError("this state is of another kind")
+
+    monkeypatch.setattr(bench.driver, "restore", refuse)
+    assert bench.residency.place(generation)
+    assert generation.fed == 0
+    bench.feed(generation, steps=2)
+    assert generation.output == alone(story("amber"))
+
+
+def test_an_adapter_that_cannot_be_attached_leaves_the_device_as_the_account_says() -> None:
+    bench = Bench(sequences=1)
+    bench.run(story("amber"))
+    generation = bench.ask(story("river"), adapter="gone")
+
+    def refuse(name: str) -> None:
+        raise DeviceError("its file is gone")
+
+    bench.residency = Residency(bench.driver, attach=refuse, pace=Pace(SLOW), tiers=bench.tiers)
+    with pytest.raises(DeviceError):
+        bench.residency.place(generation)
+    bench.residency.let_go(generation, keep=False)
+    assert bench.driver.length(0) == 0
+    assert bench.run(story("amber"))[1] == alone(story("amber"))
+
+
 def test_the_next_start_finds_what_was_worth_most(tmp_path: Path) -> None:
     first = Bench(home=tmp_path, disk_bytes=10**6, sequences=2)
     for word in ("amber", "river", "stone"):
