@@ -1,8 +1,9 @@
 """Set-up from a fresh clone: `.venv` with every package, the compiled llama.cpp binding, models.
 
 Runs on the system's Python with the standard library only. The compile, the longest part by far,
-runs beside the downloads. A stamp in `.venv` says what the set-up was made from: when nothing has
-changed, this ends in a fraction of a second and touches no network.
+runs beside the downloads. Last, the fastest number format for the default model's weights is found.
+A stamp in `.venv` says what the set-up was made from: when nothing has changed, this ends in a
+fraction of a second and touches no network.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Setup:
         )
         if status == 0:
             STAMP.write_text(json.dumps(self._wanted, indent=1))
+            status = self._together({"tuning": self._tune})
+        if status == 0:
             print(f"set-up done in {self._clock()}", flush=True)
         return status
 
@@ -149,6 +152,18 @@ class Setup:
         if _stamp().get("wheel", self._wanted["wheel"]) != self._wanted["wheel"]:
             self._pip("install", "--no-deps", "--force-reinstall", str(wheel))
         self._pip("install", str(wheel))
+
+    def _tune(self) -> None:
+        """Find the fastest number format of the default model's weights on this machine, once."""
+        self._doing.clear()
+        command = [str(VENV / "bin" / "llmos"), "tune", MODELS[0], "--quick"]
+        report = self._reporter("tuning")
+        try:
+            for line in self._commands.run(command, LOGS / "tuning.log"):
+                report(line)
+        except CommandFailed:
+            # The model opens as shipped all the same.
+            report("left for later: llmos tune")
 
     def _pip(self, part: str, *arguments: str) -> None:
         command = [str(VENV_PYTHON), "-m", "pip", "install", "--progress-bar=off"]
