@@ -37,7 +37,7 @@ class Forks:
     def heir(self, holder: SequenceId, keeps: int, lengths: Sequence[int]) -> SequenceId | None:
         """The longest reader of a holder that is cut to `keeps` tokens; None if that is enough."""
         readers = [reader for reader, held in self._holder_of.items() if held == holder]
-        heir = max(readers, key=lengths.__getitem__, default=None)
+        heir = max(readers, key=lambda reader: lengths[reader], default=None)
         return heir if heir is not None and lengths[heir] > keeps else None
 
     def inherit(self, holder: SequenceId, heir: SequenceId) -> None:
