@@ -9,7 +9,7 @@ finds it loaded on its device. Event-loop thread only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,6 +83,18 @@ class Devices:
         others = (one.name for one in same if one.name != setting.name and may_use(one.name))
         return (setting.name, *others)
 
+    def with_adapter(self, names: Sequence[str], adapter: str | None) -> Sequence[str]:
+        """Those of the models that can take an adapter; all where none can, to say why not.
+
+        Raises: SyscallError("unknown_model").
+        """
+        if adapter is None:
+            return names
+        base = self._registry().get(adapter).base
+        models = self._settings.models
+        fitting = [n for n in names if models[n].base == base and models[n].remote is None]
+        return fitting or names
+
     def is_class(self, model: str | None) -> bool:
         """Whether a name stands for any of several models."""
         is_any = model == ANY and ANY not in self._settings.models
@@ -97,7 +109,7 @@ class Devices:
     ) -> Device:
         """An open device among `names`: of a class the one that will finish first, else in order.
 
-        Raises: SyscallError("device") saying why the first one is down, when all are.
+        Raises: SyscallError saying why the first one cannot be opened, when none can.
         """
         order = list(names)
         if self.is_class(model):
@@ -108,8 +120,6 @@ class Devices:
             try:
                 return await self._ready(name)
             except SyscallError as problem:
-                if problem.code != "device":
-                    raise
                 first = first or problem
         assert first is not None, "no model can serve a name that is known"
         raise first
@@ -159,7 +169,7 @@ class Devices:
         async with lock:
             failed = self._failed.get(name)
             if failed is not None and failed[0] > asked_s:  # while this one waited
-                raise failed[1]
+                raise SyscallError.from_value(failed[1].value())
             if self._is_stopped:
                 raise SyscallError("device", f"device {setting.name} is closed: the kernel stops")
             engine = self._engines.get(setting.name)
@@ -292,6 +302,9 @@ class Devices:
             )
             self._failed[setting.name] = (self._clock.now(), error)
             raise error from problem
+        except SyscallError as problem:  # its file is not here, say
+            self._failed[setting.name] = (self._clock.now(), problem)
+            raise
         ended = self._clock.now()
         self._opening_s[setting.name] = ended - started
         self._failed.pop(setting.name, None)

@@ -158,6 +158,7 @@ class Inference:
         model, ask = self._asked(process, call, origin)
         allows = process.capabilities.allows
         names = self._devices.candidates(model, may_use=lambda name: allows("models", name))
+        names = self._devices.with_adapter(names, call.adapter)
         engine = await self._devices.choose(model, names, ask)
         is_streamed = False
         try:

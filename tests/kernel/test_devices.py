@@ -18,7 +18,7 @@ from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
 from llmos.syscalls.content import user
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import Delta
+from llmos.syscalls.results import Delta, ModelVersion
 from llmos.syscalls.rights import Capabilities
 
 BootKernel = Callable[..., AbstractAsyncContextManager[Kernel]]
@@ -300,6 +300,36 @@ def test_a_context_stays_with_the_member_that_it_was_opened_for(boot_kernel: Boo
         for _ in range(3):
             found = await kernel.os.generate("more", context=context, model="small")
             assert found.model == home
+
+    run(boot_kernel, (a, b), body, classes={"small": ("a", "b")})
+
+
+def test_a_member_whose_file_is_not_here_is_passed_over(boot_kernel: BootKernel) -> None:
+    a, b = Site("a", "x", "from a"), Site("b", "y", "from b")
+    a.open_error = SyscallError("unknown_model", "a is not here; llmos pull a")
+
+    async def body(kernel: Kernel) -> None:
+        assert (await kernel.os.generate("hi", model="small")).model == "b"
+        with pytest.raises(SyscallError, match="llmos pull a"):
+            await kernel.os.generate("hi", model="a")
+
+    run(boot_kernel, (a, b), body, classes={"small": ("a", "b")})
+
+
+def test_an_adapter_chooses_the_member_that_it_was_trained_for(
+    boot_kernel: BootKernel, tmp_path: Path
+) -> None:
+    a, b = Site("a", "x", "from a"), Site("b", "y", "from b")
+
+    async def body(kernel: Kernel) -> None:
+        kernel.registry().add(
+            ModelVersion(name="style", kind="adapter", base="y", path=str(tmp_path))
+        )
+        for _ in range(3):
+            found = await kernel.os.generate("hi", model="small", adapter="style")
+            assert (found.model, found.adapter) == ("b", "style")
+        with pytest.raises(SyscallError, match="trained on y"):
+            await kernel.os.generate("hi", model="a", adapter="style")
 
     run(boot_kernel, (a, b), body, classes={"small": ("a", "b")})
 
