@@ -221,7 +221,7 @@ def _rated(
             (
                 name,
                 model.driver,
-                model.device,
+                model.where,
                 _weights(config, name),
                 rate(measured.prefill_tokens_per_s),
                 rate(measured.decode_tokens_per_s),
@@ -236,7 +236,7 @@ def _configured(config: Config) -> Sequence[Sequence[str]]:
         (
             name + (" (default)" if name == config.default_model else ""),
             model.driver,
-            model.device,
+            model.where,
             model.source + ("" if _is_here(config, name) else " (not here)"),
         )
         for name, model in config.models.items()

@@ -85,6 +85,11 @@ class ModelConfig(Settings):
     budget: float | None = Field(default=None, ge=0)
     budget_tokens: int | None = Field(default=None, ge=0)
 
+    @property
+    def where(self) -> str:
+        """Where the model runs: a device of this machine, or a server."""
+        return urlsplit(self.source).netloc if self.driver == "remote" else self.device
+
     @model_validator(mode="after")
     def _check_remote(self) -> Self:
         if self.driver != "remote":

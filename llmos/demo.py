@@ -161,7 +161,7 @@ def _report(
     return Report(
         title="llmos demo",
         subtitle=f"agents over {_short(files)} on {config.default_model} "
-        f"({model.driver}, {model.device}), policy {config.policy}",
+        f"({model.driver}, {model.where}), policy {config.policy}",
         info=info,
         trace=trace,
         seconds=seconds,
