@@ -37,6 +37,7 @@ OWN_TOKENS = 40
 NEW_TOKENS = 32
 SHARED_ROUNDS = 2
 PART = 4
+STEP_MS = 2000  # nobody waits for a single answer here, only for the last
 WINDOW = 1152
 # Words that are one token each with the space before them.
 _WORDS = [
@@ -96,6 +97,7 @@ async def kernel(
         home=folder / sharing,
         models={"smollm2": model},
         kv=KVConfig(sharing=sharing, disk_bytes=0),
+        step_ms=STEP_MS,
     ) as booted:
         await booted.os.generate("Hello.", max_tokens=1)
         yield booted
