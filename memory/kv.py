@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmos.drivers.contract import SequenceId
+from llmos.memory.kv_cells import Cells
 from llmos.memory.kv_owner import EVERYBODY, Owner, marked, unmarked
 from llmos.memory.radix import Match, RadixTree
 from llmos.memory.returns import Returns
-from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
+from llmos.syscalls.errors import KernelPanic, SyscallError
 
 
 class Idle(NamedTuple):
@@ -87,10 +88,6 @@ class KVSpace:
         can_fork: bool = True,
         returns: Returns | None = None,
     ) -> None:
-        if shared_cells is not None and shared_cells < context_tokens:
-            raise ConfigError(
-                "shared_cells", f"{shared_cells} cells cannot hold one sequence of {context_tokens}"
-            )
         self.sequences = sequences
         self.context_tokens = context_tokens
         self._shared_cells = shared_cells
@@ -106,10 +103,11 @@ class KVSpace:
         self._free = list(range(self.sequences))
         self._held: dict[SequenceId, _Held] = {}
         self._trees: dict[str | None, RadixTree] = {}  # by adapter
-        # Which cells of a shared buffer a sequence holds. Equal tokens need not be equal cells:
-        # only a fork shares them.
-        self._cells = RadixTree()
-        self._next_cell = 0
+        self._cells = (
+            None
+            if self._shared_cells is None
+            else Cells(self._shared_cells, context_tokens=self.context_tokens)
+        )
 
     # --- the life of a sequence ---
 
@@ -163,12 +161,8 @@ class KVSpace:
             raise KernelPanic(f"sequence {sequence} grew over its {self.context_tokens} tokens")
         start = self.length(sequence)
         self._trees[held.owner.adapter].extend(sequence, marked(tokens, held.owner, start=start))
-        if self._shared_cells is None:
-            return
-        self._cells.extend(sequence, range(self._next_cell, self._next_cell + len(tokens)))
-        self._next_cell += len(tokens)
-        if self.used_tokens > self._shared_cells:
-            raise KernelPanic(f"the shared KV buffer of {self.total_tokens} tokens overflowed")
+        if self._cells is not None:
+            self._cells.extend(sequence, len(tokens))
 
     def restored(self, sequence: SequenceId, tokens: Sequence[int]) -> None:
         """Record tokens that an active, empty sequence has got from where they were saved."""
@@ -238,15 +232,15 @@ class KVSpace:
     @property
     def total_tokens(self) -> int:
         """Capacity in tokens."""
-        if self._shared_cells is not None:
-            return self._shared_cells
+        if self._cells is not None:
+            return self._cells.total
         return self.sequences * self.context_tokens
 
     @property
     def used_tokens(self) -> int:
         """Tokens of `total_tokens` taken: a forked one counts once only where forks share cells."""
-        if self._shared_cells is not None:
-            return self._cells.unique_tokens
+        if self._cells is not None:
+            return self._cells.used
         return sum(self.length(sequence) for sequence in self._held)
 
     @property
@@ -278,14 +272,11 @@ class KVSpace:
                 raise KernelPanic(f"the tree of {adapter} does not hold exactly its sequences")
             if not members:
                 raise KernelPanic(f"the tree of {adapter} is empty but kept")
-        self._cells.check()
         for sequence, held in self._held.items():
             if held.owner.adapter not in self._trees:
                 raise KernelPanic(f"sequence {sequence} is in no tree")
-            if self._shared_cells is not None and (
-                sequence not in self._cells or self._cells.length(sequence) != self.length(sequence)
-            ):
-                raise KernelPanic(f"sequence {sequence} has not a cell for each token")
+            if self._cells is not None:
+                self._cells.check(sequence, self.length(sequence))
             if self.length(sequence) > self.context_tokens:
                 raise KernelPanic(f"sequence {sequence} is over its capacity")
             if not held.is_active and self.length(sequence) == 0:
@@ -321,7 +312,8 @@ class KVSpace:
 
     def _with_room(self, grant: Grant, limit_tokens: int) -> Grant | None:
         """The grant with as many further evictions as a shared buffer needs to hold it."""
-        if self._shared_cells is None:
+        cells = self._cells
+        if cells is None:
             return grant
         kept = set(self._held) - {grant.sequence, *grant.freed}
         promised = sum(
@@ -330,11 +322,8 @@ class KVSpace:
             if held.is_active
         )
         while True:
-            used = self._cells.held_by(kept)
-            if (
-                used + promised + limit_tokens - self._shared_with(kept, grant)
-                <= self._shared_cells
-            ):
+            needed = limit_tokens - _shared(cells, kept, grant)
+            if cells.held_by(kept) + promised + needed <= cells.total:
                 return grant
             idle = [s for s in kept if not self._held[s].is_active and s != grant.source]
             if not idle:
@@ -342,14 +331,6 @@ class KVSpace:
             victim = min(idle, key=lambda s: self._eviction_order(s, self._lost(s)))
             kept.discard(victim)
             grant = grant._replace(freed=(*grant.freed, victim))
-
-    def _shared_with(self, kept: set[SequenceId], grant: Grant) -> int:
-        """Cells of a grant's reused tokens that sequences which stay hold anyway."""
-        if grant.source is not None:
-            return grant.reused_tokens
-        if grant.sequence not in self._held:
-            return 0
-        return min(grant.reused_tokens, self._cells.common_with(grant.sequence, kept))
 
     def _losses(self, grant: Grant) -> tuple[Idle, ...]:
         """The idle sequences whose tokens a grant takes from the device."""
@@ -375,11 +356,10 @@ class KVSpace:
             tree = self._trees.setdefault(owner.adapter, RadixTree())
             tree.add(grant.sequence)
             tree.extend(grant.sequence, prompt[: grant.reused_tokens])
-            if self._shared_cells is not None:
+            if self._cells is not None:
                 self._cells.add(grant.sequence)
                 if grant.source is not None:
-                    cells = self._cells.tokens(grant.source)
-                    self._cells.extend(grant.sequence, cells[: grant.reused_tokens])
+                    self._cells.fork(grant.source, grant.sequence, grant.reused_tokens)
         self._shared_tokens += grant.reused_tokens
         self._returns.came_back(owner.program)
 
@@ -409,14 +389,14 @@ class KVSpace:
 
     def _cut(self, sequence: SequenceId, tokens: int) -> None:
         self._tree(sequence).cut(sequence, tokens)
-        if self._shared_cells is not None:
+        if self._cells is not None:
             self._cells.cut(sequence, tokens)
 
     def _forget(self, sequence: SequenceId) -> None:
         adapter = self._held.pop(sequence).owner.adapter
         tree = self._trees[adapter]
         tree.remove(sequence)
-        if self._shared_cells is not None:
+        if self._cells is not None:
             self._cells.remove(sequence)
         if not len(tree):
             del self._trees[adapter]
@@ -427,3 +407,12 @@ class KVSpace:
         if held is None or not held.is_active:
             raise KernelPanic(f"sequence {sequence} is not in use")
         return held
+
+
+def _shared(cells: Cells, kept: set[SequenceId], grant: Grant) -> int:
+    """Cells of a grant's reused tokens that sequences which stay hold anyway."""
+    if grant.source is not None:
+        return grant.reused_tokens
+    if grant.reused_tokens == 0:
+        return 0
+    return min(grant.reused_tokens, cells.common_with(grant.sequence, kept))
