@@ -78,8 +78,6 @@ class Generation:
     output: list[int] = field(default_factory=list[int])
     written: list[str] = field(default_factory=list[str])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
-    saved: bytes | None = None
-    saved_tokens: int = 0
     cached_tokens: int | None = None
     is_held: bool = False
     drafter: Drafter | None = None

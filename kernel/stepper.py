@@ -542,10 +542,9 @@ class Stepper:
             return
         self._fault = None
         for generation in list(self._generations):
-            if generation.sequence is None and generation.saved is None:
+            if generation.sequence is None:
                 continue  # has nothing on the device: it can still run after a reopen
             generation.sequence = None
-            generation.saved = None
             self._fail(generation, device_failure(self.name, problem))
         self._close_driver()
         try:
