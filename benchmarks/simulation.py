@@ -5,8 +5,8 @@ kernel's own classes; the device is `Costs`: how long a step takes. Nothing is c
 token where nothing can change: while the same sequences decode and nobody comes, many steps are one
 event, so hours of a thousand agents take seconds.
 
-What is simplified: a program's KV is kept whole or not at all, there are no drafts and constraints,
-and answers have the length that the trace says.
+What is simplified: a program's KV is kept whole or not at all, the least recently used goes first,
+there are no drafts and constraints, and answers have the length that the trace says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from llmos.kernel.policy import Entry, Policy, is_urgent
 
 # While somebody waits for a sequence, the policy is asked after at most this many steps.
 _MOST_STEPS = 16
+# A queue longer than this is put in order at most once in so many simulated seconds.
+_LONG_QUEUE, _ORDER_S = 64, 2.0
 # As in the kernel: weight of the last answer in the length that is expected of the next ones.
 _LEARN = 0.1
 
@@ -140,6 +142,8 @@ class Simulation:
         self._turn = [0] * len(programs)
         self._context = [0] * len(programs)  # tokens of a program's conversation so far
         self._waiting: dict[int, _Call] = {}
+        self._order: list[int] = []  # of those that wait, as of `_queued_s`
+        self._queued_s = 0.0
         self._running: dict[int, _Call] = {}
         self._idle: OrderedDict[int, int] = OrderedDict()  # KV on the device, least used first
         self._host: OrderedDict[int, int] = OrderedDict()  # and saved beside it
@@ -183,9 +187,8 @@ class Simulation:
             self._policy.enter(entry)
 
     def _admit(self) -> None:
-        if not self._waiting:
-            return
-        for entry in self._policy.order([call.entry for call in self._waiting.values()]):
+        for key in self._queue():
+            entry = self._waiting[key].entry
             if len(self._running) == self._sequences:
                 held = [call.entry for call in self._running.values()]
                 victim = self._policy.victim([entry], held)
@@ -194,39 +197,61 @@ class Simulation:
                 self._preempt(self._running.pop(victim.key))
             self._place(self._waiting.pop(entry.key))
 
+    def _queue(self) -> list[int]:
+        """The calls that wait, in the policy's order."""
+        is_old = self._now - self._queued_s >= _ORDER_S
+        if is_old or len(self._waiting) <= _LONG_QUEUE:
+            entries = [call.entry for call in self._waiting.values()]
+            self._order = [entry.key for entry in self._policy.order(entries)]
+            self._queued_s = self._now
+        else:
+            self._order = [key for key in self._order if key in self._waiting]
+        return self._order
+
     def _place(self, call: _Call) -> None:
         """Give a call a sequence, with what is held of its context."""
-        number, needed = call.program, call.pending + call.depth
-        held = self._idle.pop(number, None)
-        if held is None and len(self._running) + len(self._idle) >= self._sequences:
+        needed = call.pending + call.depth
+        on_device = self._idle.pop(call.program, None)
+        if on_device is None and len(self._running) + len(self._idle) >= self._sequences:
             self._evict()
-        if held is None and (saved := self._host.pop(number, None)) is not None:
-            held = saved
-            self._host_room += saved
-            self._outcome.restored_tokens += saved
-            self._now += self._costs.copy_token_s * saved
+        held = on_device if on_device is not None else self._restored(call)
         if held is None:
-            shared = self._programs[number].shared_tokens if self._has_shared else 0
+            shared = self._programs[call.program].shared_tokens if self._has_shared else 0
+            new_tokens = self._programs[call.program].turns[self._turn[call.program]].prompt_tokens
+            self._outcome.again_tokens += max(0, needed - new_tokens - shared)
             held = shared
-            known = needed - self._programs[number].turns[self._turn[number]].prompt_tokens
-            self._outcome.again_tokens += max(0, known + call.sampled - shared)
         call.depth = min(held, needed - 1)
         call.pending = needed - call.depth
         call.entry.turn_tokens = 0
         self._running[call.entry.key] = call
         self._now += self._costs.call_s
 
+    def _restored(self, call: _Call) -> int | None:
+        """Bring back what was saved of a call's context; None when nothing was."""
+        saved = call.depth or None  # of one that was preempted
+        if saved is None and (saved := self._host.pop(call.program, None)) is not None:
+            self._host_room += saved
+        if saved is not None:
+            self._outcome.restored_tokens += saved
+            self._now += self._costs.copy_token_s * saved
+        return saved
+
     def _preempt(self, call: _Call) -> None:
-        """Save a running call beside the device: the kernel swaps what it will need again."""
+        """Take a call's sequence; its KV is saved."""
         self._outcome.preemptions += 1
-        self._host[call.program] = call.depth
-        self._host_room -= call.depth
         self._now += self._costs.copy_token_s * call.depth
         call.entry.queued_s = self._now
         self._waiting[call.entry.key] = call
+        self._order.append(call.entry.key)
 
     def _evict(self) -> None:
+        """Free the idle sequence that was used least recently, into host memory if that has room.
+
+        There, too, what was used least recently goes first.
+        """
         number, tokens = self._idle.popitem(last=False)
+        while self._host and tokens > self._host_room:
+            self._host_room += self._host.popitem(last=False)[1]
         if tokens <= self._host_room:
             self._host[number] = tokens
             self._host_room -= tokens

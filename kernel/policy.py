@@ -8,6 +8,7 @@ serves one device, on that device's thread.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -46,12 +47,12 @@ class PolicySettings:
     """
 
     quantum_tokens: int = 16  # round_robin: a turn, while others wait
-    ageing_s: float = 2.0  # priority: a wait that is worth one step of nice
-    head_start_s: float = 300.0  # see `came_s`
+    ageing_s: float = 60.0  # priority: a wait that is worth one step of nice
+    head_start_s: float = 600.0  # see `Arrivals`
     prompt_cost: float = 1.0
     new_cost: float = 2.0
-    level_cost: float = 1024.0  # las: what the first level holds
-    level_ratio: float = 4.0  # las: how much more the next one holds
+    level_cost: float = 256.0  # las: what the first level holds
+    level_ratio: float = 2.0  # las: how much more the next one holds
     patience: float = 16.0  # las: others' service, per own, after which a program starts again
     takeover_cost: float = 1024.0  # fair: a lead that is worth a preemption
     undated_s: float = 600.0  # deadline: what has none counts as due this long after it came
@@ -86,14 +87,41 @@ class Policy(Protocol):
         ...
 
 
-def came_s(entry: Entry, head_start_s: float) -> float:
-    """When an entry counts as having come: with its program, but at most a head start before it.
+class Arrivals:
+    """When each generation counts as having come: with its program, within limits.
 
     Users wait for programs, so a program that returns from a tool does not queue behind those that
-    came after it. The limit lets nothing starve: a program that calls for ever would else be ahead
-    of all newer ones for ever.
+    came after it. Two limits keep that from holding anybody back for long: the head start over the
+    generation's own arrival is bounded, else a program that calls for ever would be ahead of newer
+    ones for ever; and only one generation of a program has it at a time, else a program that sends
+    many would have the device to itself.
     """
-    return max(entry.program_arrived_s, entry.arrived_s - head_start_s)
+
+    def __init__(self, head_start_s: float) -> None:
+        self._head_start_s = head_start_s
+        self._live: Counter[int] = Counter()  # generations by program
+        self._late: set[int] = set()  # keys of those without a head start
+
+    def enter(self, entry: Entry) -> None:
+        if self._live[entry.program]:
+            self._late.add(entry.key)
+        self._live[entry.program] += 1
+
+    def leave(self, entry: Entry) -> None:
+        self._late.discard(entry.key)
+        self._live[entry.program] -= 1
+        if not self._live[entry.program]:
+            del self._live[entry.program]
+
+    def came_s(self, entry: Entry) -> float:
+        """Seconds; fixed when the entry arrives."""
+        if entry.key in self._late:
+            return entry.arrived_s
+        return max(entry.program_arrived_s, entry.arrived_s - self._head_start_s)
+
+    def place(self, entry: Entry) -> tuple[float, int, float, int]:
+        """A sort key: by when they came, then by program, then as they arrived."""
+        return (self.came_s(entry), entry.program, entry.arrived_s, entry.key)
 
 
 def is_urgent(policy: Policy, entry: Entry) -> bool:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos.kernel.policy import Entry, PolicyName, PolicySettings, came_s
+from llmos.kernel.policy import Arrivals, Entry, PolicyName, PolicySettings
 
 # Programs remembered; beyond that, those that were served longest ago are forgotten: a policy is
 # not told that a program is over.
@@ -39,6 +39,7 @@ class LeastAttained:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self._settings = settings or PolicySettings()
+        self._arrivals = Arrivals(self._settings.head_start_s)
         self._programs: dict[int, _Program] = {}
         self._service = 0.0  # of all programs
 
@@ -51,6 +52,7 @@ class LeastAttained:
         return 1 + int(math.log(known.attained / settings.level_cost, settings.level_ratio))
 
     def enter(self, entry: Entry) -> None:
+        self._arrivals.enter(entry)
         program = self._programs.get(entry.program)
         if program is None:
             self._forget_some()
@@ -69,6 +71,7 @@ class LeastAttained:
         program.since = self._service
 
     def leave(self, entry: Entry) -> None:
+        self._arrivals.leave(entry)
         self._programs[entry.program].live -= 1
 
     def order(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -91,8 +94,7 @@ class LeastAttained:
         return self._service - program.since >= self._settings.patience * program.attained
 
     def _place(self, entry: Entry) -> tuple[int, float, int, float, int]:
-        came = came_s(entry, self._settings.head_start_s)
-        return (self.level(entry.program), came, entry.program, entry.arrived_s, entry.key)
+        return (self.level(entry.program), *self._arrivals.place(entry))
 
     def _forget_some(self) -> None:
         if len(self._programs) < _MOST_PROGRAMS:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos.kernel.policy import Entry, PolicyName, PolicySettings, came_s
+from llmos.kernel.policy import Arrivals, Entry, PolicyName, PolicySettings
 
 FIRST_GUESS_COST = 512.0
 # How far one generation moves the usual cost of its client's.
@@ -59,6 +59,7 @@ class Fair:
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self._settings = settings or PolicySettings()
+        self._arrivals = Arrivals(self._settings.head_start_s)
         self._clients: dict[str, _Client] = {}
         self._started: dict[int, _Started] = {}
         self._last_started: str | None = None
@@ -69,6 +70,7 @@ class Fair:
         return known.counter if known else 0.0
 
     def enter(self, entry: Entry) -> None:
+        self._arrivals.enter(entry)
         client = self._clients.get(entry.client)
         if client is None:
             self._forget_some()
@@ -95,6 +97,7 @@ class Fair:
         client.service += cost / client.weight
 
     def leave(self, entry: Entry) -> None:
+        self._arrivals.leave(entry)
         client = self._clients[entry.client]
         client.live -= 1
         started = self._started.pop(entry.key, None)
@@ -108,7 +111,7 @@ class Fair:
         # Each generation that is yet to start counts for those of its client that follow it.
         ahead: Counter[str] = Counter()
         tags: dict[int, float] = {}
-        ordered = sorted(entries, key=self._place)
+        ordered = sorted(entries, key=self._arrivals.place)
         for entry in ordered:
             client = self._clients.get(entry.client, _Client())
             tags[entry.key] = (
@@ -138,7 +141,7 @@ class Fair:
         ]
         return max(
             candidates,
-            key=lambda entry: (held[entry.client] / entry.weight, self._place(entry)),
+            key=lambda entry: (held[entry.client] / entry.weight, self._arrivals.place(entry)),
             default=None,
         )
 
@@ -155,10 +158,6 @@ class Fair:
         if waiting:
             return min(waiting)
         return self._service(self._last_started) if self._last_started is not None else 0.0
-
-    def _place(self, entry: Entry) -> tuple[float, int, float, int]:
-        came = came_s(entry, self._settings.head_start_s)
-        return (came, entry.program, entry.arrived_s, entry.key)
 
     def _forget_some(self) -> None:
         if len(self._clients) < _MOST_CLIENTS:

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmos.kernel.policy import Entry, PolicyName, PolicySettings, came_s
+from llmos.kernel.policy import Arrivals, Entry, PolicyName, PolicySettings
 
 
 class Ranked:
-    """Lower `rank` first, then by program. To it arrivals, service and ends are nothing."""
+    """Lower `rank` first, then by program. To it service is nothing."""
 
     def __init__(self, settings: PolicySettings | None = None) -> None:
         self.settings = settings or PolicySettings()
+        self.arrivals = Arrivals(self.settings.head_start_s)
 
     def rank(self, entry: Entry) -> float:
         """Seconds at which the entry counts as having come."""
-        return came_s(entry, self.settings.head_start_s)
+        return self.arrivals.came_s(entry)
 
     def enter(self, entry: Entry) -> None:
-        pass
+        self.arrivals.enter(entry)
 
     def served(self, entry: Entry, *, prompt_tokens: int, new_tokens: int) -> None:
         pass
 
     def leave(self, entry: Entry) -> None:
-        pass
+        self.arrivals.leave(entry)
 
     def order(self, entries: Sequence[Entry]) -> list[Entry]:
         return sorted(entries, key=self._place)
@@ -76,7 +77,7 @@ class Priority(Ranked):
     name: PolicyName = "priority"
 
     def rank(self, entry: Entry) -> float:
-        return came_s(entry, self.settings.head_start_s) + self.settings.ageing_s * entry.nice
+        return self.arrivals.came_s(entry) + self.settings.ageing_s * entry.nice
 
     def is_worth_moving(self, first: Entry, last: Entry) -> bool:
         # A difference of arrival alone is not worth moving state for.
@@ -91,7 +92,7 @@ class Deadline(Ranked):
     def rank(self, entry: Entry) -> float:
         if entry.deadline_s is not None:
             return entry.deadline_s
-        return came_s(entry, self.settings.head_start_s) + self.settings.undated_s
+        return self.arrivals.came_s(entry) + self.settings.undated_s
 
     def is_worth_moving(self, first: Entry, last: Entry) -> bool:
         return first.deadline_s is not None and self.rank(
@@ -110,7 +111,7 @@ class CriticalPath(Ranked):
     name: PolicyName = "critical_path"
 
     def rank(self, entry: Entry) -> float:
-        return came_s(entry, self.settings.head_start_s) - entry.path_s
+        return self.arrivals.came_s(entry) - entry.path_s
 
     def is_worth_moving(self, first: Entry, last: Entry) -> bool:
         margin = self.settings.margin_s

@@ -150,7 +150,18 @@ def test_a_program_that_returns_from_a_tool_is_ahead_of_those_that_came_later(na
 def test_a_program_that_never_ends_does_not_hold_back_newer_ones_for_ever(name: str) -> None:
     newcomer = entry(1, arrived=1000.0)
     later = entry(2, arrived=1000.0 + 301, program=7, program_arrived=0.0)
-    assert told(make_policy(name), [newcomer, later]).order([later, newcomer])[0] is newcomer
+    policy = told(make_policy(name, PolicySettings(head_start_s=300.0)), [newcomer, later])
+    assert policy.order([later, newcomer])[0] is newcomer
+
+
+@pytest.mark.parametrize("name", ["fifo", "priority", "las", "critical_path", "deadline"])
+def test_a_program_that_sends_many_calls_has_a_head_start_for_one_of_them(name: str) -> None:
+    calls = [entry(key, arrived=20.0 + key, program=7, program_arrived=0.0) for key in range(3)]
+    newcomer = entry(9, arrived=10.0)
+    policy = told(make_policy(name), [newcomer, *calls])
+    assert policy.order([*calls, newcomer]) == [calls[0], newcomer, *calls[1:]]
+    policy.leave(calls[0])
+    assert policy.order([*calls[1:], newcomer]) == [newcomer, *calls[1:]]
 
 
 def test_calls_of_one_program_are_served_as_they_came() -> None:
