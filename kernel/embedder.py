@@ -1,7 +1,8 @@
 """The embedding device: one thread that batches the texts of all agents.
 
 While one batch is computed the next one gathers, so agents that embed at the same time share a
-forward pass without anybody waiting on purpose.
+forward pass without anybody waiting on purpose. The thread gives way to those that generate, whose
+every step waits for its slowest thread (decision 13).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 
 from llmos.drivers.contract import Allocation, DeviceError, EmbeddingInfo, EmbeddingModel
 from llmos.kernel.clock import Clock
-from llmos.kernel.threads import contained, settle
+from llmos.kernel.threads import contained, settle, yield_to_others
 from llmos.kernel.trace import Tracer
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo
 
 Vectors = list[list[float]]
 BATCH_TEXTS = 64
+PRIORITY_STEPS = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +125,7 @@ class Embedder:
 
     def _run(self) -> None:
         assert self._loop is not None and self._opened is not None
+        yield_to_others(PRIORITY_STEPS)
         try:
             self._driver = contained(self._open_driver, is_fatal=True)
         except Exception as problem:  # noqa: BLE001 - passed on to who opens

@@ -1,8 +1,11 @@
-"""What the event loop and the device threads need of each other."""
+"""What the event loop and the device threads need of each other, and of the processor."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,3 +36,15 @@ def contained(work: Callable[[], T], *, is_fatal: bool) -> T:
         raise
     except Exception as problem:
         raise DeviceError(f"{type(problem).__name__}: {problem}", is_fatal=is_fatal) from problem
+
+
+def yield_to_others(steps: int) -> None:
+    """Lower the priority of the calling thread, and of those that it will start.
+
+    Linux only, where threads have priorities of their own. It cannot be undone.
+    """
+    if sys.platform != "linux":
+        return
+    thread = threading.get_native_id()
+    now = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, min(19, now + steps))
