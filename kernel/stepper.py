@@ -330,6 +330,7 @@ class Stepper:
         prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
         rows = sum(len(fed.feed.tokens) for fed in batch) - prompt_tokens
         others = sum(fed.is_decode for fed in batch) - 1
+        is_split = self._is_split(batch)
         guesses_left = MOST_DRAFT_TOKENS
         drafted: list[_Fed] = []
         for fed in batch:
@@ -337,23 +338,31 @@ class Stepper:
             if not fed.is_decode:
                 drafted.append(fed)
                 continue
-            held = rows
+            guessed = MOST_DRAFT_TOKENS - guesses_left
 
-            def step_s(guesses: int, held: int = held) -> float:
-                return pace.step_s(rows=held + guesses, prompt_tokens=prompt_tokens)
+            def step_s(guesses: int, guessed: int = guessed) -> float:
+                first = 0 if is_split else guessed + guesses
+                second = guessed + guesses if is_split else 0
+                step_s = pace.step_s(rows=rows + first, prompt_tokens=prompt_tokens)
+                return step_s + pace.pass_s(second)
 
             # The token after the last guess needs room as well.
             most = min(
                 generation.order.max_tokens - len(generation.output) - 1,
                 self._device.info.context_tokens - generation.length - 1,
-                limits.batch_tokens - rows - prompt_tokens,
+                limits.batch_tokens - rows - prompt_tokens - guessed,
                 guesses_left,
             )
             draft = self._drafter(generation).propose(most=most, step_s=step_s, others=others)
-            rows += len(draft)
             guesses_left -= len(draft)
             drafted.append(fed._replace(feed=replace(feed, draft=draft)))
         return drafted
+
+    def _is_split(self, batch: Sequence[_Fed]) -> bool:
+        """Whether guesses take a pass of their own: where each sequence has its own KV buffer, a
+        device computes feeds of different lengths one length after the other.
+        """
+        return self._device.info.kv_cells is None and sum(fed.is_decode for fed in batch) > 1
 
     def _drafter(self, generation: Generation) -> Drafter:
         if generation.drafter is None:
@@ -385,7 +394,6 @@ class Stepper:
         chosen: dict[SequenceId, list[Sampled]] = {}
         for one in sampled:
             chosen.setdefault(one.sequence, []).append(one)
-        rows = 0
         for generation, feed, is_decode in batch:
             tokens = chosen.get(feed.sequence, [])
             # All but the last are guesses that were right, and in KV with what was fed.
@@ -396,7 +404,6 @@ class Stepper:
             prompt_tokens = 0 if is_decode else len(feed.tokens)
             report.prefill_tokens += prompt_tokens
             report.decode_tokens += len(tokens) if is_decode else 0
-            rows += len(feed.tokens) + len(feed.draft) if is_decode else 0
             self._policy.served(
                 generation.entry, prompt_tokens=prompt_tokens, new_tokens=len(tokens)
             )
@@ -404,18 +411,23 @@ class Stepper:
             generation.last_step = step
             generation.entry.turn_tokens += len(kept)
             generation.kv_token_s += generation.fed * (ended_s - started_s)
-        seconds = ended_s - started_s
-        self._pace.observe(
-            rows=rows,
-            prompt_tokens=sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode),
-            seconds=seconds,
-        )
+        self._learn_pace(batch, ended_s - started_s)
         report.started_s, report.ended_s = started_s, ended_s
         self._count_step(report)
         for generation, feed, _ in batch:
             for one in chosen.get(feed.sequence, []):
                 if not self._take_sampled(generation, one, ended_s):
                     break
+
+    def _learn_pace(self, batch: Sequence[_Fed], seconds: float) -> None:
+        rows = sum(len(fed.feed.tokens) for fed in batch if fed.is_decode)
+        prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
+        guesses = sum(len(fed.feed.draft) for fed in batch)
+        if self._is_split(batch):
+            prompt_tokens += guesses
+        else:
+            rows += guesses
+        self._pace.observe(rows=rows, prompt_tokens=prompt_tokens, seconds=seconds)
 
     def _take_sampled(self, generation: Generation, sampled: Sampled, now_s: float) -> bool:
         """Take a sampled token and those that it forces; False when the generation is over."""
