@@ -419,3 +419,26 @@ def test_running_sequences_move_together_and_nothing_else_changes(model: LlamaCp
     assert outs[0] == outs[2] == expected
     assert (model.save(1)[44:], model.length(1)) == (blob[44:], kept)
     assert resting == [500] * 3
+
+
+# --- drafts ---------------------------------------------------------------------------------------
+
+
+def test_sampled_texts_are_the_same_with_and_without_guesses(model: LlamaCpp) -> None:
+    """One draw a token from logits that guesses do not change: the distribution is untouched."""
+    differing = 0
+    for seed in range(6):
+        sampling = Sampling(temperature=1.0, top_k=40, seed=seed)
+        plain = go_on(model, tokens=24, sampling=sampling)
+        model.trim(0, 0)
+        model.add(0, sampling=sampling)
+        pending, out = model.tokenize(PROMPT), list[int]()
+        while len(out) < 24:
+            # Right, then wrong from the third on.
+            draft = [*plain[len(out) : len(out) + 2], 65, 66][: 24 - len(out)]
+            sampled = model.step([Feed(0, pending, True, draft)])
+            out += [one.token for one in sampled]
+            pending = out[-1:]
+        model.trim(0, 0)
+        differing += out[:24] != plain
+    assert differing <= 1  # a draw may fall within the rounding of another batch shape
