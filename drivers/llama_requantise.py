@@ -93,8 +93,12 @@ def copy_path(source: Path, format: Format) -> Path:
 
 def copies(source: Path) -> tuple[Copy, ...]:
     """The copies of a model that are here. Raises: DeviceError."""
-    paths = [(format, copy_path(source, format)) for format in FORMATS]
-    return tuple(Copy(format, path, path.stat().st_size) for format, path in paths if path.exists())
+    here: list[Copy] = []
+    for format in FORMATS:
+        path = copy_path(source, format)
+        if path.exists():
+            here.append(Copy(format, path, path.stat().st_size))
+    return tuple(here)
 
 
 def shipped(source: Path) -> Shipped:

@@ -57,7 +57,9 @@ def pull_model(
     if is_tuning and format is None:
         tune_pulled(config, card.name, console(is_error=True))
     if as_json:
-        made = {} if path is None else {"copy": {"format": format, "file": str(path)}}
+        made: dict[str, Any] = (
+            {} if path is None else {"copy": {"format": format, "file": str(path)}}
+        )
         print(json.dumps({**card.model_dump(mode="json"), **made}, ensure_ascii=False))
     else:
         _print(f"{card.name} is ready: {_facts(card)}")
@@ -184,10 +186,10 @@ def parse_format(word: str) -> Format:
     """A number format's name, in any case. Raises: UsageError naming the known ones."""
     from llmos.drivers.llama_requantise import FORMATS
 
-    found = next((format for format in FORMATS if format == word.strip().upper()), None)
-    if found is None:
-        raise UsageError(f"{word!r} is no number format; known: {', '.join(FORMATS)}")
-    return found
+    for format in FORMATS:
+        if format == word.strip().upper():
+            return format
+    raise UsageError(f"{word!r} is no number format; known: {', '.join(FORMATS)}")
 
 
 # --- internals ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from llmos.tuning_run import find_subject, settings_of, tune
 
 if TYPE_CHECKING:
     from llmos.config import Config
+    from llmos.drivers.llama_requantise import Format
     from llmos.memory.tuned import Row, Tuned
 
 _BATCH_HEADS = tuple(f"x{batch}" for batch in BATCHES)
@@ -36,7 +37,9 @@ def tune_model(
     Formats or a loss that are given, and settings after a quick tuning, are new questions.
     """
     subject = find_subject(config, model)
-    wanted = None if formats is None else [parse_format(word) for word in formats.split(",")]
+    wanted: list[Format] | None = None
+    if formats is not None:
+        wanted = [parse_format(word) for word in formats.split(",")]
     kept = recall(config.tuned_folder, subject.path)
     is_asked_anew = is_forced or wanted is not None or most_loss is not None
     if kept is None or is_asked_anew or (kept.is_quick and not is_quick):
