@@ -219,6 +219,9 @@ def figures(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             keys[f"{side}_prompt_tokens"] = kept[-1].prompt_tokens
             keys[f"{side}_cached_tokens"] = kept[-1].cached_tokens
             keys[f"{side}_completion_tokens"] = kept[-1].completion_tokens
+    keys["completions_s"] = {
+        side: sorted(runs[side][-1].completions_s) for side in SIDES if runs.get(side)
+    }
     return keys
 
 

@@ -92,9 +92,11 @@ def machine() -> dict[str, Any]:
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a report that are the benchmark's own."""
+    """The keys of a report that are the benchmark's own, without series: those are for pictures."""
     return {
-        key: value for key, value in report.items() if key not in ("benchmark", "machine", "floors")
+        key: value
+        for key, value in report.items()
+        if key not in ("benchmark", "machine", "floors") and not isinstance(value, dict | list)
     }
 
 
