@@ -100,12 +100,14 @@ async def agents(kernel: Kernel) -> tuple[list[Ran], float]:
 def same_programs(ran: Sequence[Ran]) -> list[Program]:
     """The real run's programs: their sizes and their tools' times, and no other time."""
     programs: list[Program] = []
+    # The chat template's beginning is computed once.
+    shared = max(one.calls[0][1] for one in ran)
     for number, (one, waits) in enumerate(zip(ran, tool_waits(), strict=True)):
         known, turns = 0, list[Turn]()
         for (prompt, _, new), wait_s in zip(one.calls, waits, strict=True):
             turns.append(Turn(prompt - known, new, wait_s))
             known = prompt + new
-        programs.append(Program(number * 1e-3, turns))
+        programs.append(Program(number * 1e-3, turns, shared_tokens=shared))
     return programs
 
 
@@ -144,7 +146,11 @@ def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         costs, ran, makespan_s = asyncio.run(real_run(Path(folder)))
     predicted = Simulation(
-        same_programs(ran), costs=costs, policy=make_policy(POLICY), sequences=SEQUENCES
+        same_programs(ran),
+        costs=costs,
+        policy=make_policy(POLICY),
+        sequences=SEQUENCES,
+        host_tokens=HOST_TOKENS,
     ).run()
     completion_s = _mean([one.completion_s for one in ran])
     guess_s = _mean(predicted.completion_s)

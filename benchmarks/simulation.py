@@ -130,7 +130,7 @@ class Simulation:
         self._policy = policy
         self._sequences = sequences
         self._keeps_idle = keeps_idle
-        self._pace = Pace(costs.passes)
+        self._pace = Pace()  # it learns as the kernel's does
         self._true = Pace(costs.passes)
         self._planner = Planner(limits or Limits(), self._pace)
         self._limits = self._planner.limits
