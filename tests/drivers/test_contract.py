@@ -597,7 +597,7 @@ def test_one_sequence_is_constrained_and_its_neighbour_is_not(model: LanguageMod
 
 # --- several tokens a step ------------------------------------------------------------------------
 
-TWO_TOOLS = {
+TWO_TOOLS: dict[str, Any] = {
     "type": "object",
     "properties": {
         "tool_name": {"enum": ["search_the_web", "read_a_file"]},
@@ -680,7 +680,7 @@ def test_drafts_of_some_sequences_do_not_disturb_the_others(verifying: LanguageM
     for run in runs:
         model.step([Feed(run.sequence, run.pending[:-1], False)])
         run.pending = run.pending[-1:]
-    guesses = {4: alone[0].out, 0: [65] * 20, 2: []}
+    guesses: dict[int, list[int]] = {4: alone[0].out, 0: [65] * 20, 2: []}
     for _ in range(10):
         live = {run.sequence: run for run in runs if not run.is_over and len(run.out) < 10}
         feeds = [

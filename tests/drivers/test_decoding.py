@@ -10,6 +10,7 @@ import pytest
 from llmos.drivers.constraint import ConstraintCompiler
 from llmos.drivers.contract import DeviceError, Feed, SequenceError
 from llmos.drivers.decoding import Decoding, Run, masks, rows_of, sample
+from llmos.drivers.sampling import Rows
 from llmos.syscalls.options import GREEDY, RegexConstraint, Sampling
 
 PIECES = [*(bytes([byte]) for byte in range(256)), b"<end>"]
@@ -133,7 +134,7 @@ def test_forced_tokens_move_the_draws_as_sampled_ones_do(compiler: ConstraintCom
 # --- drafts ---------------------------------------------------------------------------------------
 
 
-def rows(*tokens: int) -> np.ndarray:
+def rows(*tokens: int) -> Rows:
     """A row of logits a token, each with one likely token."""
     found = np.zeros((len(tokens), len(PIECES)), np.float32)
     found[np.arange(len(tokens)), tokens] = 9.0
