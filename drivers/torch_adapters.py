@@ -1,12 +1,16 @@
-"""LoRA adapters on a torch model, through peft: attached, switched, detached.
+"""LoRA adapters on a torch model: attached, applied row by row, detached.
 
-Owns which adapters are on the model and which of them computes. The base weights are never changed,
-so that with none in use the model computes what it did before. Refuses to know sequences.
+Owns the adapters' weights and which rows of a step each of them changes. The base weights are never
+changed, so one step serves sequences with different adapters and with none: every product runs once
+for all rows, and each adapter adds its own low-rank product to the rows of its sequences, which lie
+together. Refuses to know sequences.
+
+Sources: S-LoRA, Sheng et al. 2023 (arXiv 2311.03285); Punica, Chen et al. 2023 (arXiv 2310.18547).
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,100 +21,111 @@ if TYPE_CHECKING:
     import torch
 
 
-class _Attached(NamedTuple):
-    inner_name: str  # peft's; an adapter's own name may hold a dot, which torch refuses
-    bytes: int
+class Span(NamedTuple):
+    """The rows of a step that one adapter changes: of all tokens, and of those asked for logits."""
+
+    adapter: str
+    rows: slice
+    asked: slice
+
+
+class _Change(NamedTuple):
+    """What is added to a linear layer's output: `rows @ a @ b`."""
+
+    a: torch.Tensor  # (inputs, rank)
+    b: torch.Tensor  # (rank, outputs), scaled
+
+    @property
+    def bytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
 
 
 class TorchAdapters:
-    """The adapters of one model. One thread at a time."""
+    """The adapters of one model. One thread at a time.
 
-    def __init__(self, model: Any, *, device: str) -> None:
+    `hooks` lets the model's own modules apply them; without, who computes calls `add_to`.
+    """
+
+    def __init__(self, model: Any, *, hooks: bool) -> None:
         self._model = model
-        self._device = device
-        self._layers: Any = None  # peft's, in place of linear ones while there are adapters
-        self._attached: dict[str, _Attached] = {}
-        self._numbers = itertools.count()
-        self._in_use: str | None = None
+        self._hooks = hooks
+        self._handles: dict[str, Any] = {}  # of the layers that some adapter changes
+        self._attached: dict[str, Mapping[str, _Change]] = {}
+        self._spans: Sequence[Span] = ()
+        self._tokens = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self._attached
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each adapter."""
-        return {name: attached.bytes for name, attached in self._attached.items()}
+        return {
+            name: sum(change.bytes for change in changes.values())
+            for name, changes in self._attached.items()
+        }
 
     def attach(self, name: str, folder: Path) -> None:
-        """Load a peft adapter folder; it is not in use yet.
+        """Load a peft adapter folder, for the sequences that will name it.
 
         Raises: DeviceError when it cannot be read or is for another model; nothing has changed.
         """
         if name in self._attached:
             raise DeviceError(f"an adapter {name} is attached already")
         adapter = read_adapter(folder)
-        size = self._check(name, adapter)
-        inner_name = f"adapter_{next(self._numbers)}"
-        try:
-            self._load(inner_name, folder, adapter)
-        except Exception as problem:
-            self._unload(inner_name)
-            raise DeviceError(f"peft cannot attach the adapter {name}: {problem}") from problem
-        self._attached[name] = _Attached(inner_name, size)
-        self._switch()
+        self._check(name, adapter)
+        self._attached[name] = self._changes(adapter)
+        self._hook()
 
     def detach(self, name: str) -> None:
-        """Take an adapter off the model. Raises: DeviceError when it is not attached."""
+        """Forget an adapter. Raises: DeviceError when it is not attached."""
         if name not in self._attached:
             raise DeviceError(f"no adapter {name} is attached")
-        if self._in_use == name:
-            self._in_use = None
-        self._unload(self._attached.pop(name).inner_name)
-        self._switch()
+        del self._attached[name]
+        self._hook()
 
-    def use(self, name: str | None) -> None:
-        """Compute with this adapter, or with none, from now on."""
-        if name != self._in_use:
-            self._in_use = name
-            self._switch()
+    def use(self, spans: Sequence[Span], *, tokens: int) -> None:
+        """Change these rows of the next step, which has `tokens` rows in all."""
+        self._spans, self._tokens = spans, tokens
 
-    def _load(self, inner_name: str, folder: Path, adapter: LoraAdapter) -> None:
-        from peft import LoraConfig, LoraModel
+    def add_to(self, result: torch.Tensor, rows: torch.Tensor, path: str) -> None:
+        """Add to a layer's result what the adapters change, `(rows, outputs)`, in place."""
+        for span in self._spans:
+            change = self._attached[span.adapter].get(path)
+            if change is None:
+                continue
+            # The output layer sees only the rows that are asked for.
+            part = span.rows if len(rows) == self._tokens else span.asked
+            result[part] += rows[part] @ change.a @ change.b
 
-        settings: Any = LoraConfig.from_pretrained(str(folder))
-        settings.inference_mode = True
-        if self._layers is None:
-            self._layers = LoraModel(self._model, {inner_name: settings}, inner_name)
-        else:
-            self._layers.peft_config[inner_name] = settings
-            self._layers.inject_adapter(self._model, inner_name)
-        for path, pair in adapter.pairs.items():
-            layer = self._model.get_submodule(path)
-            for half, tensor in ((layer.lora_A, pair.a), (layer.lora_B, pair.b)):
-                half[inner_name].weight.data.copy_(tensor)
-        self._model.requires_grad_(False).eval()
+    def _changes(self, adapter: LoraAdapter) -> dict[str, _Change]:
+        scale = adapter.effective_alpha / adapter.rank
+        changes: dict[str, _Change] = {}
+        for path, (a, b) in adapter.pairs.items():
+            weight = self._model.get_submodule(path).weight
+            changes[path] = _Change(
+                a.t().to(weight).contiguous(), (b.t().float() * scale).to(weight).contiguous()
+            )
+        return changes
 
-    def _unload(self, inner_name: str) -> None:
-        if self._layers is None:
+    def _hook(self) -> None:
+        """Have the modules that some adapter changes, and no others, call `add_to`."""
+        if not self._hooks:
             return
-        if set(self._layers.peft_config) - {inner_name}:
-            self._layers.delete_adapter(inner_name)
-        else:
-            self._layers.unload()
-            self._layers = None
+        wanted = {path for changes in self._attached.values() for path in changes}
+        for path in self._handles.keys() - wanted:
+            self._handles.pop(path).remove()
+        for path in wanted - self._handles.keys():
+            module = self._model.get_submodule(path)
+            self._handles[path] = module.register_forward_hook(self._hook_of(path))
 
-    def _switch(self) -> None:
-        """Bring peft's layers in line with `_in_use`."""
-        if self._layers is None:
-            return
-        if self._in_use is None:
-            self._layers.disable_adapter_layers()
-        else:
-            self._layers.enable_adapter_layers()
-            self._layers.set_adapter(self._attached[self._in_use].inner_name, inference_mode=True)
+    def _hook_of(self, path: str) -> Any:
+        def changed(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            self.add_to(output.flatten(0, -2), inputs[0].flatten(0, -2), path)
 
-    def _check(self, name: str, adapter: LoraAdapter) -> int:
-        """The adapter's bytes. Raises: DeviceError unless each of its layers is in the model."""
-        total = 0
+        return changed
+
+    def _check(self, name: str, adapter: LoraAdapter) -> None:
+        """Raises: DeviceError unless each of the adapter's layers is in the model."""
         for path, (a, b) in adapter.pairs.items():
             weight = self._weight(path)
             if weight is None or tuple(weight.shape) != (b.shape[0], a.shape[1]):
@@ -119,16 +134,13 @@ class TorchAdapters:
                     f"the adapter {name} is for another model: it changes {path} with "
                     f"{(b.shape[0], a.shape[1])} weights, and this model has {has}"
                 )
-            total += 4 * (a.numel() + b.numel())  # peft computes adapters in single precision
-        return total
 
     def _weight(self, path: str) -> torch.Tensor | None:
         """The weights of a linear layer of the base model."""
         import torch
 
         try:
-            module = self._model.get_submodule(path)
+            layer = self._model.get_submodule(path)
         except AttributeError:
             return None
-        layer = getattr(module, "base_layer", module)
         return layer.weight if isinstance(layer, torch.nn.Linear) else None

@@ -5,8 +5,9 @@ packed without padding (`torch_packed`), so mixed prefill and decode share every
 same code serves `cpu` and `cuda`; numbers are single precision on the one and bfloat16 on the
 other unless the spec says otherwise.
 
-A fork shares its source's KV until one of them writes (`torch_kv`). Nothing is counted before all
-of a step has succeeded, so a failure on a CPU leaves every sequence as it was.
+Models of the Llama kind have a pass of their own (`torch_llama`), others go through transformers'
+modules. A fork shares its source's KV until one of them writes (`torch_kv`). Nothing is counted
+before all of a step has succeeded, so a failure on a CPU leaves every sequence as it was.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmos.drivers import kv_blob, torch_packed
+from llmos.drivers import kv_blob, torch_llama, torch_packed
 from llmos.drivers.chat import ChatFormat
 from llmos.drivers.checks import (
     check_empty,
@@ -35,8 +36,8 @@ from llmos.drivers.contract import (
     Sampled,
     SequenceId,
 )
-from llmos.drivers.decoding import Decoding, masks
-from llmos.drivers.torch_adapters import TorchAdapters
+from llmos.drivers.decoding import Decoding, masks, rows_of, sample
+from llmos.drivers.torch_adapters import Span, TorchAdapters
 from llmos.drivers.torch_device import use_device
 from llmos.drivers.torch_kv import KvShape, KvStore
 from llmos.drivers.torch_vocabulary import TorchVocabulary
@@ -94,7 +95,13 @@ class TorchLM:
             dtype=dtype,
             device=spec.device,
         )
-        self._adapters = TorchAdapters(self._model, device=spec.device)
+        is_llama = torch_llama.can_serve(self._model.config)
+        self._adapters = TorchAdapters(self._model, hooks=not is_llama)
+        self._pass: Any = (
+            torch_llama.LlamaForward(self._model, self._adapters)
+            if is_llama
+            else torch_packed.TransformersForward(self._model)
+        )
         self._decodings: dict[SequenceId, Decoding] = {}
         self._fingerprint = kv_blob.fingerprint(weights_file(spec.path), f"torch {dtype}")
         # What cannot compute is refused now, and the first step need not set up the libraries.
@@ -150,19 +157,36 @@ class TorchLM:
         if not feeds:
             return []
         allowed = masks(feeds, self._decodings)
-        self._adapters.use(self._decodings[feeds[0].sequence].adapter)
-        rows = self._forward(feeds).numpy()
-        for feed in feeds:
-            self._kv.advance(feed.sequence, len(feed.tokens))
-        sampling = [feed.sequence for feed in feeds if feed.sample]
+        # The rows of one adapter lie together.
+        ordered = sorted(feeds, key=lambda feed: self._decodings[feed.sequence].adapter or "")
+        self._adapters.use(self._spans(ordered), tokens=sum(map(_tokens_of, ordered)))
+        rows = self._forward(ordered).numpy()
         try:
-            return [
-                self._decodings[sequence].choose(sequence, row, allowed[sequence])
-                for sequence, row in zip(sampling, rows, strict=True)
-            ]
+            runs = sample(ordered, rows, allowed, self._decodings)
         except DeviceError as problem:
             # Samplers and constraints of the sequences before this one have moved on.
             raise DeviceError(str(problem), is_fatal=True) from problem
+        for run in runs:
+            # Wrong guesses stay behind in memory, uncounted, and are written over.
+            self._kv.advance(run.feed.sequence, run.held_tokens)
+        return [one for run in runs for one in run.sampled]
+
+    def _spans(self, feeds: Sequence[Feed]) -> list[Span]:
+        """The rows of each adapter; feeds of one adapter lie together."""
+        spans: list[Span] = []
+        row = asked = 0
+        for feed in feeds:
+            rows = slice(row, row := row + _tokens_of(feed))
+            wanted = slice(asked, asked := asked + rows_of(feed))
+            adapter = self._decodings[feed.sequence].adapter
+            if adapter is None:
+                continue
+            if spans and spans[-1].adapter == adapter:
+                last = spans.pop()
+                rows = slice(last.rows.start, rows.stop)
+                wanted = slice(last.asked.start, wanted.stop)
+            spans.append(Span(adapter, rows, wanted))
+        return spans
 
     def _forward(self, feeds: Sequence[Feed]) -> torch.Tensor:
         """Write the feeds' KV and give the logits that are asked for, `(asked, vocabulary)`, in
@@ -195,21 +219,19 @@ class TorchLM:
         asked: list[int] = []
         parts: list[torch_packed.Part] = []
         for feed in feeds:
-            held, new = self._kv.length(feed.sequence), len(feed.tokens)
+            held, new = self._kv.length(feed.sequence), _tokens_of(feed)
             parts.append(torch_packed.part(new, held, self._kv.reserve(feed.sequence, new)))
-            tokens.extend(feed.tokens)
+            tokens.extend((*feed.tokens, *feed.draft))
             positions.extend(range(held, held + new))
-            if feed.sample:
-                asked.append(len(tokens) - 1)
-        output = self._model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(asked, dtype=torch.long, device=device),
+            asked.extend(range(len(tokens) - rows_of(feed), len(tokens)))
+        step = torch_packed.PackedStep(
+            tokens=torch.tensor(tokens, device=device),
+            positions=torch.tensor(positions, device=device),
+            asked=torch.tensor(asked, dtype=torch.long, device=device),
             parts=parts,
         )
         # A head may be padded beyond the tokens that exist.
-        logits: torch.Tensor = output.logits[0, :, : self._info.vocabulary]
+        logits: torch.Tensor = self._pass(step)[:, : self._info.vocabulary]
         return logits.float().cpu()
 
     # --- engine thread: KV ---
@@ -266,16 +288,15 @@ class TorchLM:
         if self._model is None:
             return []
         adapters = self._adapters.sizes()
-        held = sum(parameter.nbytes for parameter in self._model.parameters())
         return [
-            Allocation("weights", held - sum(adapters.values())),
+            Allocation("weights", sum(one.nbytes for one in self._model.parameters())),
             Allocation("kv_cache", self._kv.bytes),
             *(Allocation(f"adapter {name}", size) for name, size in adapters.items()),
         ]
 
     def close(self) -> None:
-        self._model = None
-        self._adapters = TorchAdapters(None, device=self._info.device)
+        self._model = self._pass = None
+        self._adapters = TorchAdapters(None, hooks=False)
         self._decodings.clear()
         for sequence in range(self._info.sequences):
             self._kv.trim(sequence, 0)
@@ -283,6 +304,10 @@ class TorchLM:
     def _check_open(self) -> None:
         if self._model is None:
             raise DeviceError(f"{self._info.name} is closed", is_fatal=True)
+
+
+def _tokens_of(feed: Feed) -> int:
+    return len(feed.tokens) + len(feed.draft)
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -312,7 +337,7 @@ def _describe(spec: ModelSpec, model: Any, vocabulary: TorchVocabulary) -> Model
         end_tokens=vocabulary.end_tokens,
         weights_format=str(model.dtype).removeprefix("torch."),
         # Rounding follows the shape of the batch, so a near tie may go either way.
-        abilities=Abilities(can_mix_adapters=False, is_deterministic=False),
+        abilities=Abilities(can_mix_adapters=True, can_verify=True, is_deterministic=False),
     )
 
 

@@ -1,8 +1,9 @@
 """One forward pass over the tokens of many sequences, packed without padding.
 
 All tokens of a step are one row of a batch of one: every linear layer runs once over all of them,
-whatever their sequences, and only attention takes them apart. The function here stands in for
-transformers' own attention, so any decoder with full attention runs through it unchanged.
+whatever their sequences, and only attention takes them apart. Decoders of the Llama kind have a
+pass of their own (`torch_llama`). For the others the function here stands in for transformers' own
+attention, so any decoder with full attention runs through it unchanged.
 
 Idea: packed variable-length batches as in vLLM (Kwon et al. 2023, arXiv 2309.06180); the KV here
 is contiguous per sequence, which on a CPU reads faster than pages.
@@ -37,6 +38,15 @@ class Part(NamedTuple):
     mask: torch.Tensor | None
 
 
+class PackedStep(NamedTuple):
+    """The input of one pass. All tensors are on the model's device."""
+
+    tokens: torch.Tensor  # (tokens,)
+    positions: torch.Tensor  # (tokens,)
+    asked: torch.Tensor  # (asked,): the rows after which logits are wanted
+    parts: Sequence[Part]
+
+
 def part(
     new_tokens: int,
     held_tokens: int,
@@ -61,6 +71,43 @@ def install() -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
+def attend(
+    layer: int,
+    queries: torch.Tensor,
+    fresh: torch.Tensor,
+    parts: Sequence[Part],
+    *,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of one layer, each part over its own KV, to which its new tokens are written.
+
+    `queries` are `(1, heads, tokens, dim)` and `fresh`, keys and values,
+    `(2, 1, kv_heads, tokens, dim)`, the parts one after the other; gives `(1, tokens, heads, dim)`.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    sizes = [one.new_tokens for one in parts]
+    attended: list[torch.Tensor] = []
+    for one, asking, new in zip(
+        parts, queries.split(sizes, dim=2), fresh.split(sizes, dim=3), strict=True
+    ):
+        kv = one.layers[layer]
+        kv.narrow(3, one.held_tokens, one.new_tokens).copy_(new)
+        keys, values = kv.narrow(3, 0, one.held_tokens + one.new_tokens).unbind(0)
+        found = scaled_dot_product_attention(
+            asking,
+            keys,
+            values,
+            attn_mask=one.mask,
+            is_causal=one.mask is None and one.new_tokens > 1,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        attended.append(found.transpose(1, 2))
+    return torch.cat(attended, dim=1)
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,
@@ -72,35 +119,32 @@ def packed_attention(
     parts: Sequence[Part],
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer, each part over its own KV, to which its new tokens are written.
-
-    `query` is `(1, heads, tokens, dim)`, `key` and `value` `(1, kv_heads, tokens, dim)`, the parts
-    one after the other; gives `(1, tokens, heads, dim)`. Raises: DeviceError for an architecture
-    that asks for more than causal attention.
+    """`attend` in the form that transformers calls. Raises: DeviceError for an architecture that
+    asks for more than causal attention.
     """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
 
     asked = [name for name in _UNSERVED if options.get(name) is not None]
     if attention_mask is not None or asked:
         raise DeviceError(f"this architecture's attention is not served: {asked or 'own mask'}")
-    layer: int = module.layer_idx
-    sizes = [one.new_tokens for one in parts]
-    fresh = torch.stack((key, value)).split(sizes, dim=3)
-    attended: list[torch.Tensor] = []
-    for one, queries, new in zip(parts, query.split(sizes, dim=2), fresh, strict=True):
-        kv = one.layers[layer]
-        kv.narrow(3, one.held_tokens, one.new_tokens).copy_(new)
-        keys, values = kv.narrow(3, 0, one.held_tokens + one.new_tokens).unbind(0)
-        attended.append(
-            scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=one.mask,
-                is_causal=one.mask is None and one.new_tokens > 1,
-                scale=scaling,
-                enable_gqa=True,
-            )
+    fresh = torch.stack((key, value))
+    return attend(module.layer_idx, query, fresh, parts, scaling=scaling), None
+
+
+class TransformersForward:
+    """One packed pass through transformers' own modules, loaded with the attention `ATTENTION`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, step: PackedStep) -> torch.Tensor:
+        """Logits `(asked, vocabulary)` after the asked tokens; all tokens' KV is written."""
+        output = self._model(
+            input_ids=step.tokens[None],
+            position_ids=step.positions[None],
+            use_cache=False,
+            logits_to_keep=step.asked,
+            parts=step.parts,
         )
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+        logits: torch.Tensor = output.logits[0]
+        return logits
