@@ -132,7 +132,6 @@ def _model() -> ModelConfig:
     return ModelConfig(
         source="smollm2",
         driver="llama_cpp",
-        weights="shipped",
         context_tokens=1024,
         sequences=BACKGROUND + 1,
         threads=servers.threads(),

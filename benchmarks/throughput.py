@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ async def kernel_side(home: Path) -> AsyncGenerator[Round]:
     model = ModelConfig(
         source="smollm2",
         driver="llama_cpp",
-        weights="shipped",
         context_tokens=SIZES.window,
         sequences=SIZES.sequences,
         threads=SIZES.threads,
@@ -186,16 +185,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     kernel = rates["kernel"]
     medians = {name: statistics.median(listed) for name, listed in rates.items()}
     paired = [ours / raw for ours, raw in zip(kernel, rates["raw"], strict=True)]
-    server = medians.get("server")
     return {
         "vs_raw": round(statistics.median(paired), 3),
-        "vs_serial": round(medians["kernel"] / medians["serial"], 2),
-        "vs_server": None if server is None else round(medians["kernel"] / server, 2),
+        "vs_serial": _ratio(medians, "serial"),
+        "vs_server": _ratio(medians, "server"),
         **{f"{name}_tokens_per_s": round(rate, 1) for name, rate in medians.items()},
         "new_tokens_per_round": AGENTS * NEW_TOKENS,
         "rounds": options.rounds,
         "threads": SIZES.threads,
     }
+
+
+def _ratio(medians: Mapping[str, float], side: str) -> float | None:
+    """The kernel's rate to a side's; None when the side was left out."""
+    return round(medians["kernel"] / medians[side], 2) if side in medians else None
 
 
 def _options() -> argparse.ArgumentParser:
