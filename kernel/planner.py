@@ -30,7 +30,7 @@ from llmos.kernel.pace import Pace
 # Smaller chunks of a prompt waste a pass over the weights.
 _LEAST_CHUNK_TOKENS = 16
 # A step may be so much longer when that ends a prompt.
-_LEFT_OVER = 1.5
+_LEFT_OVER = 2.0
 # Known tokens up to this count are decoding: forced tokens come in one feed with a sampled one.
 _DECODE_ROWS = 16
 

@@ -12,28 +12,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from llmos.drivers.contract import (
-    MOST_DRAFT_TOKENS,
     DeviceError,
-    Feed,
     LanguageModel,
     RequestError,
     Sampled,
     SequenceError,
     SequenceId,
 )
+from llmos.kernel.batch import Batcher, Fed
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
 from llmos.kernel.pace import Pace
-from llmos.kernel.planner import Limits, Planner, Share, Want
-from llmos.kernel.policy import Policy, is_urgent
+from llmos.kernel.planner import Limits
+from llmos.kernel.policy import Policy
 from llmos.kernel.report import Gauges, Report
 from llmos.kernel.residency import Residency, shareable_tokens
-from llmos.kernel.speculation import Drafter
 from llmos.kernel.threads import contained
 from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import KernelPanic, SyscallError
@@ -43,20 +40,12 @@ log = logging.getLogger("llmos.kernel")
 
 # A generation waits for a running prefill that will spare it at least this much.
 WORTH_WAITING_TOKENS = 8
-# Weight of the last generation in what is expected of the next ones.
+# Weight of the last time between two ends in the average.
 _LEARN = 0.1
 # Iterations without a step, although somebody wants one, before that is taken for a bug of ours.
 MAX_IDLE_ITERATIONS = 100
 
 State = Literal["closed", "opening", "ready", "down"]
-
-
-class _Fed(NamedTuple):
-    """A generation's part in a step."""
-
-    generation: Generation
-    feed: Feed
-    is_decode: bool
 
 
 class Stepper:
@@ -88,14 +77,12 @@ class Stepper:
         self._clock = clock
         self._limits = limits or Limits()
         self._pace = Pace()
-        self._planner = Planner(self._limits, self._pace)
+        self._batcher: Batcher | None = None
         self._last_end_s: float | None = None
-        self._output_tokens: float | None = None  # of a generation, on average
         self._residency: Residency | None = None
         self._tiers = tiers or Tiers(host_bytes=share_of_memory(), now=clock.now)
         self._generations: list[Generation] = []
         self._held_pids: set[int] = set()
-        self._last_adapter: str | None = None
         self._report = Report()
         self._idle_iterations = 0
         # the device failed while something ended; it is reopened before anything else runs
@@ -115,8 +102,7 @@ class Stepper:
             self.state, self.reason = "down", str(problem)
             raise
         self.adapters = frozenset()
-        limits = replace(self._limits, batch_tokens=self.driver.info.batch_tokens)
-        self._planner = Planner(limits, self._pace)
+        self._batcher = Batcher(self.driver.info, self._policy, self._limits, self._pace)
         self._residency = Residency(
             self.driver,
             attach=lambda name: self.attach(name, self._adapter_paths[name]),
@@ -197,7 +183,10 @@ class Stepper:
         if self._fault is not None:
             self._after_failure([], self._fault)
             return
-        batch = self._plan()
+        assert self._batcher is not None
+        batch = self._batcher.plan(
+            [g for g in self._generations if g.sequence is not None and not g.is_held]
+        )
         if not batch:
             self._count_idle()
             return
@@ -292,103 +281,10 @@ class Stepper:
             self._fault = problem
         generation.entry.queued_s = self._clock.now()
 
-    def _plan(self) -> list[_Fed]:
-        """What to feed this iteration, decodes first."""
-        runnable = [g for g in self._generations if g.sequence is not None and not g.is_held]
-        by_key = {g.entry.key: g for g in runnable}
-        ordered = [by_key[e.key] for e in self._policy.order([g.entry for g in runnable])]
-        if not self._device.info.abilities.can_mix_adapters:
-            ordered = self._one_adapter(ordered)
-        wants = [self._want(generation) for generation in ordered]
-        batch = [self._fed(by_key[share.key], share) for share in self._planner.plan(wants)]
-        is_calm = not any(want.is_urgent for want in wants)
-        return self._with_drafts(batch) if self._can_draft and is_calm else batch
-
-    def _want(self, generation: Generation) -> Want:
-        left = generation.order.max_tokens - len(generation.output)
-        if self._output_tokens is not None:
-            left = min(left, max(1, round(self._output_tokens)))
-        return Want(
-            key=generation.entry.key,
-            pending=generation.pending,
-            is_decoding=bool(generation.output),
-            is_urgent=is_urgent(self._policy, generation.entry),
-            remaining_tokens=left,
-            last_step=generation.last_step,
-        )
-
-    def _fed(self, generation: Generation, share: Share) -> _Fed:
-        assert generation.sequence is not None
-        start = generation.fed
-        tokens = generation.known(start, start + share.tokens)
-        feed = Feed(generation.sequence, tokens, sample=share.tokens == generation.pending)
-        return _Fed(generation, feed, share.is_decode)
-
-    def _with_drafts(self, batch: Sequence[_Fed]) -> list[_Fed]:
-        """The same step with guesses where they pay."""
-        pace, limits = self._pace, self._planner.limits
-        prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
-        rows = sum(len(fed.feed.tokens) for fed in batch) - prompt_tokens
-        others = sum(fed.is_decode for fed in batch) - 1
-        is_split = self._is_split(batch)
-        guesses_left = MOST_DRAFT_TOKENS
-        drafted: list[_Fed] = []
-        for fed in batch:
-            generation, feed = fed.generation, fed.feed
-            if not fed.is_decode:
-                drafted.append(fed)
-                continue
-            guessed = MOST_DRAFT_TOKENS - guesses_left
-
-            def step_s(guesses: int, guessed: int = guessed) -> float:
-                first = 0 if is_split else guessed + guesses
-                second = guessed + guesses if is_split else 0
-                step_s = pace.step_s(rows=rows + first, prompt_tokens=prompt_tokens)
-                return step_s + pace.pass_s(second)
-
-            # The token after the last guess needs room as well.
-            most = min(
-                generation.order.max_tokens - len(generation.output) - 1,
-                self._device.info.context_tokens - generation.length - 1,
-                limits.batch_tokens - rows - prompt_tokens - guessed,
-                guesses_left,
-            )
-            draft = self._drafter(generation).propose(most=most, step_s=step_s, others=others)
-            guesses_left -= len(draft)
-            drafted.append(fed._replace(feed=replace(feed, draft=draft)))
-        return drafted
-
-    def _is_split(self, batch: Sequence[_Fed]) -> bool:
-        """Whether guesses take a pass of their own: where each sequence has its own KV buffer, a
-        device computes feeds of different lengths one length after the other.
-        """
-        return self._device.info.kv_cells is None and sum(fed.is_decode for fed in batch) > 1
-
-    def _drafter(self, generation: Generation) -> Drafter:
-        if generation.drafter is None:
-            ends = self._device.info.end_tokens | generation.order.stop_tokens
-            generation.drafter = Drafter(generation.order.prompt, ends=ends)
-            generation.drafter.observe(generation.output)
-        return generation.drafter
-
-    @property
-    def _can_draft(self) -> bool:
-        return self._limits.is_speculative and self._device.info.abilities.can_verify
-
-    def _one_adapter(self, ordered: list[Generation]) -> list[Generation]:
-        """The generations of one adapter; the adapters take turns."""
-        adapters = list(dict.fromkeys(g.order.adapter for g in ordered))
-        if len(adapters) <= 1:
-            return ordered
-        names = sorted(adapters, key=lambda name: name or "")
-        later = [n for n in names if (n or "") > (self._last_adapter or "")]
-        self._last_adapter = later[0] if later else names[0]
-        return [g for g in ordered if g.order.adapter == self._last_adapter]
-
     # --- publish ---------------------------------------------------------------------------------
 
     def _publish(
-        self, batch: Sequence[_Fed], sampled: Iterable[Sampled], started_s: float, ended_s: float
+        self, batch: Sequence[Fed], sampled: Iterable[Sampled], started_s: float, ended_s: float
     ) -> None:
         report, step = self._report, self.gauges.steps + 1
         chosen: dict[SequenceId, list[Sampled]] = {}
@@ -411,23 +307,14 @@ class Stepper:
             generation.last_step = step
             generation.entry.turn_tokens += len(kept)
             generation.kv_token_s += generation.fed * (ended_s - started_s)
-        self._learn_pace(batch, ended_s - started_s)
+        assert self._batcher is not None
+        self._batcher.learn(batch, ended_s - started_s)
         report.started_s, report.ended_s = started_s, ended_s
         self._count_step(report)
         for generation, feed, _ in batch:
             for one in chosen.get(feed.sequence, []):
                 if not self._take_sampled(generation, one, ended_s):
                     break
-
-    def _learn_pace(self, batch: Sequence[_Fed], seconds: float) -> None:
-        rows = sum(len(fed.feed.tokens) for fed in batch if fed.is_decode)
-        prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
-        guesses = sum(len(fed.feed.draft) for fed in batch)
-        if self._is_split(batch):
-            prompt_tokens += guesses
-        else:
-            rows += guesses
-        self._pace.observe(rows=rows, prompt_tokens=prompt_tokens, seconds=seconds)
 
     def _take_sampled(self, generation: Generation, sampled: Sampled, now_s: float) -> bool:
         """Take a sampled token and those that it forces; False when the generation is over."""
@@ -520,10 +407,8 @@ class Stepper:
             self._policy.leave(generation.entry)
         if finish is not None:
             self._count_end()
-            made, expected = len(generation.output), self._output_tokens
-            self._output_tokens = (
-                made if expected is None else expected + _LEARN * (made - expected)
-            )
+            if self._batcher is not None:
+                self._batcher.ended(generation)
         outcome = generation.outcome(
             now_s=self._clock.now(),
             kv_bytes_per_token=self._device.info.kv_bytes_per_token,
