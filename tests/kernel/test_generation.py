@@ -777,6 +777,7 @@ def test_a_generation_that_nobody_waits_for_any_more_is_dropped(boot_kernel: Any
 
     async def scenario() -> None:
         async with boot_kernel(models=bench.models, clock=clock) as kernel:
+            await kernel.devices.engine(None)  # open: from here on calls are queued in order
             running = asyncio.ensure_future(
                 kernel.os.generate("story", max_tokens=500, deadline_s=5.0)
             )
@@ -806,6 +807,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(boot_kernel: Any) -> No
 
     async def scenario() -> None:
         async with boot_kernel(models=bench.models, max_queued=2) as kernel:
+            await kernel.devices.engine(None)  # open: from here on calls are queued in order
             first = [asyncio.ensure_future(kernel.os.generate(text)) for text in ("a", "b")]
             await bench.step(1)
             with pytest.raises(SyscallError) as refused:
