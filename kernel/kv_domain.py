@@ -55,7 +55,8 @@ def ends_with(process: Process, sharing: Sharing) -> bool:
         case "all":
             return False
         case "lineage":
-            return process.pid == process.root.pid != INIT
+            # A client's requests are processes of their own, and the next one needs what this left.
+            return not process.client and process.pid == process.root.pid != INIT
         case "none":
             return True
         case _:

@@ -131,6 +131,31 @@ def test_an_agents_next_step_computes_only_what_is_new(tmp_path: Path) -> None:
             assert cached >= before + len(ANSWER)
 
 
+def test_a_clients_next_request_computes_only_what_is_new(tmp_path: Path) -> None:
+    """The same over HTTP, where every request is a process of its own."""
+
+    async def scenario() -> list[Any]:
+        async with booted(Device(), tmp_path) as kernel:
+            served = httpx.ASGITransport(create_app(kernel))
+            messages = [{"role": "user", "content": "a long first text " * 20}]
+            used: list[Any] = []
+            async with httpx.AsyncClient(transport=served, base_url="http://here") as client:
+                for _ in range(3):
+                    body = {"model": "model", "messages": messages, "max_tokens": 40}
+                    answer = (await client.post("/v1/chat/completions", json=body)).json()
+                    used.append(answer["usage"])
+                    said = answer["choices"][0]["message"]
+                    messages += [
+                        {"role": "assistant", "content": said["content"]},
+                        {"role": "user", "content": "the tool said so"},
+                    ]
+            return used
+
+    for before, after in itertools.pairwise(asyncio.run(scenario())):
+        cached = after["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= before["prompt_tokens"] + len(ANSWER)
+
+
 def test_many_conversations_run_in_one_model_at_once(tmp_path: Path) -> None:
     """Batched conversations over one set of weights: llama-cpp-python #771, #95, #1995."""
     device = Device()
