@@ -149,6 +149,7 @@ def test_a_config_is_frozen() -> None:
         ),
         ({"embedding": {"naem": "x"}}, "embedding.naem", "did you mean 'name'?"),
         ({"embedding": "x"}, "embedding", "'x'"),
+        ({"kv": {"sharing": "everyone"}}, "kv.sharing", "known: lineage, all, none"),
         ({"quota": {"tokens_ot": 1}}, "quota.tokens_ot", "did you mean 'tokens_out'?"),
     ],
 )
