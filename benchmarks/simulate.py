@@ -77,11 +77,17 @@ async def real_run(home: Path) -> tuple[Costs, list[Ran], float]:
     model = ModelConfig(
         source="smollm2", driver="llama_cpp", context_tokens=WINDOW, sequences=SEQUENCES
     )
-    async with llmos.boot(home=home, models={"smollm2": model}, policy=POLICY) as kernel:
-        await kernel.devices.engine(None)
+    # The simulation knows no guesses at what follows.
+    settings: dict[str, Any] = {
+        "models": {"smollm2": model},
+        "policy": POLICY,
+        "speculation": False,
+    }
+    async with llmos.boot(home=home, **settings) as kernel:
         before = await calibrate(kernel)
         ran, makespan_s = await agents(kernel)
-    async with llmos.boot(home=home, models={"smollm2": model}, policy=POLICY) as kernel:
+        print(f"simulate: the real run, {kernel.devices.infos()[0]}", file=sys.stderr)
+    async with llmos.boot(home=home, **settings) as kernel:
         return mean(before, await calibrate(kernel)), ran, makespan_s
 
 
