@@ -808,14 +808,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(boot_kernel: Any) -> No
     async def scenario() -> None:
         async with boot_kernel(models=bench.models, max_queued=2) as kernel:
             await kernel.devices.engine(None)  # open: from here on calls are queued in order
-            first = [asyncio.ensure_future(kernel.os.generate(text)) for text in ("a", "b")]
-            await bench.step(1)
+            first = [await kernel.os.spawn(write, text, 9) for text in ("a", "b")]
+            while any(kernel.table.get(pid).state != "waiting_device" for pid in first):
+                await asyncio.to_thread(lambda: None)
             with pytest.raises(SyscallError) as refused:
                 await kernel.os.generate("c")
             assert (refused.value.code, refused.value.is_retryable) == ("busy", True)
             assert refused.value.fields["retry_after_s"] > 0
             bench.free()
-            for one in first:
-                await one
+            await kernel.os.results(first)
 
     asyncio.run(scenario())
