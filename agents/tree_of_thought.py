@@ -48,7 +48,7 @@ async def tree_of_thought(
     _check(breadth, depth, keep)
     root = await os.context_open(prompt("thought").messages(question=question), model=model)
     beam = [Branch(root, (), 0)]
-    levels: list[JsonObject] = []
+    levels: list[list[JsonObject]] = []
     for level in range(depth):
         grown = await asyncio.gather(
             *(_grow(os, branch, level, seed, model) for branch in beam for seed in range(breadth))
