@@ -9,8 +9,8 @@ from pathlib import Path
 from llmos.drivers.chat_model import ChatModel
 from llmos.drivers.contract import EmbeddingModel, LanguageModel
 from llmos.kernel.budget import Prices
-from llmos.kernel.planner import Limits
 from llmos.kernel.kv_domain import Sharing
+from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
 from llmos.syscalls.rights import Quota
 
