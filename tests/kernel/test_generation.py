@@ -775,25 +775,27 @@ def test_a_generation_that_nobody_waits_for_any_more_is_dropped(boot_kernel: Any
     bench, clock = Bench(sequences=1), VirtualClock()
     bench.is_gated = True
 
+    async def hurry(os: OS, prompt: str, deadline_s: float) -> str:
+        return (await os.generate(prompt, max_tokens=500, deadline_s=deadline_s)).text
+
     async def scenario() -> None:
         async with boot_kernel(models=bench.models, clock=clock) as kernel:
-            await kernel.devices.engine(None)  # open: from here on calls are queued in order
-            running = asyncio.ensure_future(
-                kernel.os.generate("story", max_tokens=500, deadline_s=5.0)
-            )
-            waiting = asyncio.ensure_future(
-                kernel.os.generate("other", max_tokens=500, deadline_s=9.0)
-            )
+            running = await kernel.os.spawn(hurry, "story", 5.0)
+            waiting = await kernel.os.spawn(hurry, "other", 9.0)
+            while any(
+                kernel.table.get(pid).state != "waiting_device" for pid in (running, waiting)
+            ):
+                await asyncio.to_thread(lambda: None)
             await bench.step(3)
             clock.advance(6.0)
             await bench.step(2)
             with pytest.raises(SyscallError, match="deadline") as dropped:
-                await running
+                await kernel.os.result(running)
             assert (dropped.value.code, dropped.value.is_retryable) == ("timeout", True)
             clock.advance(6.0)
             bench.free()
             with pytest.raises(SyscallError, match="deadline"):
-                await waiting
+                await kernel.os.result(waiting)
             await quiet(kernel)
             assert kernel.devices.infos()[0].kv_tokens_used == 0
             assert kernel.init.account.kv_bytes == 0
