@@ -4,8 +4,9 @@ Each agent is a program of its own, below init, and shares with the others only 
 system message. The first to come computes it, the others wait for it and fork. The other side is
 the same kernel with `kv.sharing = "none"`, where each computes all of its prompt. The same model
 file, threads, sequences, prompts and limit of new tokens, greedy. Each round has a system prompt of
-its own, so that no side answers from an earlier round. The sides alternate. `--unified` gives the
-sharing side one KV buffer, in which forks share cells.
+its own, so that no side answers from an earlier round. The sides alternate. Each side has the KV
+layout that suits it: one buffer, in which forks share cells, where KV is shared (unless `--streams`
+is given), and a stream of its own for each sequence where it is not.
 
 Without sharing, a round takes minutes, nearly all of them for prompts, one after the other. So that
 side runs a quarter of the agents once, and its time counts four times; `--full` runs them all.
@@ -87,7 +88,7 @@ async def kernel(
     folder: Path, sharing: Sharing, options: argparse.Namespace
 ) -> AsyncGenerator[Kernel]:
     """A kernel with its device open."""
-    is_unified = options.unified and sharing == "lineage"
+    is_unified = not options.streams and sharing == "lineage"
     layout: dict[str, Any] = {"kv_layout": "unified", "kv_cells": CELLS} if is_unified else {}
     model = ModelConfig(
         source="smollm2",
@@ -156,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "agents": options.agents,
         "unshared_agents_run": unshared_agents(options),
         "weights": options.weights,
-        "unified": options.unified,
+        "shared_layout": "streams" if options.streams else "unified",
         "prompt_tokens": shared[0].prompt_tokens,
         "shared_computed_tokens": shared[0].prompt_tokens - shared[0].cached_tokens,
         "unshared_cached_tokens": unshared.cached_tokens,
@@ -169,7 +170,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--agents", type=int, default=AGENTS)
     parser.add_argument("--weights", default="shipped", help="the number format of both sides")
-    parser.add_argument("--unified", action="store_true", help="one KV buffer where KV is shared")
+    parser.add_argument("--streams", action="store_true", help="a stream a sequence on both sides")
     parser.add_argument("--full", action="store_true", help="run all agents without sharing too")
     return parser
 
