@@ -21,6 +21,8 @@ from llmos.memory.tuned import Choice, Row, WeightsName
 LEAST_GAIN = 0.05
 MOST_SETTINGS_S = 75.0
 MOST_LOSS = 0.01
+# Formats within this of the best are as fast: rates move more than that from run to run.
+_AS_FAST = 1.1
 
 # The formats worth trying by themselves. F32 is twice the size of F16 and nowhere faster; Q4_1 is
 # there because models are shipped in it.
@@ -101,8 +103,9 @@ class Tuning:
     def choose_format(self, formats: Sequence[Candidate]) -> Row:
         """Measure the shipped file and the candidates; returns the row of the winner.
 
-        Perplexity is measured from the fastest candidate on, until one passes: what is slower than
-        the file as shipped need not be known better. Raises: DeviceError when not even the shipped
+        Perplexity is measured from the fastest candidate on, until one passes; of those about as
+        fast, the one that loses least is taken. What is slower than the file as shipped need not be
+        known better. Raises: DeviceError when not even the shipped
         file can be measured.
         """
         shipped = self._measure(Choice())
@@ -120,14 +123,16 @@ class Tuning:
                 continue
             self._add(row)
             made.append(row)
+        winner: Row | None = None
         for row in sorted(made, key=_cost):
-            if not _gains(row, shipped):
+            is_close = winner is None or _cost(row) <= _cost(winner) * _AS_FAST
+            if not _gains(row, shipped) or not is_close:
                 break
             judged = self._judged(row)
             self._replace(row, judged)
-            if not judged.note:
-                return judged
-        return shipped
+            if not judged.note and (winner is None or _loss(judged) < _loss(winner)):
+                winner = judged
+        return winner or shipped
 
     def choose_settings(self, best: Row, cores: int) -> Row:
         """Vary the settings of a format one after another; returns the row of the best.
@@ -216,6 +221,11 @@ def _gains(row: Row, over: Row) -> bool:
 def _cost(row: Row) -> float:
     assert row.cost_ms is not None, "only measured rows are compared"
     return row.cost_ms
+
+
+def _loss(row: Row) -> float:
+    assert row.loss is not None, "only judged rows are compared"
+    return row.loss
 
 
 def _faster(one: Row, other: Row) -> Row:

@@ -101,6 +101,15 @@ def test_the_fastest_format_that_keeps_perplexity_wins() -> None:
     assert names(bench.scored) == ["shipped", "Q4_0", "BF16"]
 
 
+def test_of_formats_about_as_fast_the_one_that_loses_least_wins() -> None:
+    bench = Bench(
+        {"shipped": 100, "BF16": 195, "Q8_0": 200, "F16": 150},
+        perplexities={"shipped": 20, "Q8_0": 20.1, "BF16": 19.9},
+    )
+    assert tuning(bench).choose_format(all_of("BF16", "Q8_0", "F16")).choice.weights == "BF16"
+    assert "F16" not in names(bench.scored)
+
+
 def test_more_loss_is_taken_where_it_is_asked_for() -> None:
     bench = Bench({"shipped": 100, "Q4_0": 300}, perplexities={"shipped": 20, "Q4_0": 23})
     assert tuning(bench, most_loss=0.2).choose_format(all_of("Q4_0")).choice.weights == "Q4_0"
