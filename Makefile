@@ -25,7 +25,8 @@ demo: setup ## run many agents at once over this project's own docs
 test: setup ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: setup ## run all benchmarks and write a table of their figures
+bench: setup ## run all benchmarks and write the pages of their figures
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,bench]'
 	@$(BIN)/python -m benchmarks
 
 check: lint types floors ## formatting, lint, types, import floors, generated docs
