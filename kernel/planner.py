@@ -7,7 +7,9 @@ Decoding and prefilling compete for the device, and three rules settle it:
 
 - *Latency.* While an urgent generation runs, a step may take `stretch` times what it would take
   that generation alone. What others get is what fits: they take turns, the one that has waited
-  longest first. Nobody's step is longer than `step_s`, so that whoever comes next is served soon.
+  longest first. While urgent ones come and go, no step is longer than `step_s`, so that the next
+  is served soon. Without any for a while it may be `calm_step_s`: long chunks of a prompt take
+  less time a token.
 - *Delay against gain.* A prompt ahead of everybody that decodes goes first. One behind them would
   hold up each of them by its prefill; but once it decodes too, every step serves one more, and all
   that wait gain the time saved. It goes first if `gain` times that is larger. On a device where
@@ -29,6 +31,10 @@ from llmos.kernel.pace import Pace
 
 # Smaller chunks of a prompt waste a pass over the weights.
 _LEAST_CHUNK_TOKENS = 16
+# What prompts are owed beside decodes is saved up to a chunk of this size.
+_OWED_CHUNK_TOKENS = 64
+# Urgent generations are expected again for so long after one.
+_URGENT_MEMORY_S = 120.0
 # A step may be so much longer when that ends a prompt.
 _LEFT_OVER = 2.0
 # Known tokens up to this count are decoding: forced tokens come in one feed with a sampled one.
@@ -56,10 +62,11 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a step; see the module. `step_s` is seconds."""
+    """Bounds of a step; see the module. `step_s` and `calm_step_s` are seconds."""
 
     batch_tokens: int = 512
     step_s: float = 0.25
+    calm_step_s: float = 1.0
     stretch: float = 2.5
     prompt_share: float = 0.25
     gain: float = 4.0
@@ -73,6 +80,7 @@ class Planner:
         self.limits = limits
         self._pace = pace
         self._owed_s = 0.0
+        self._calm_s = float("inf")  # planned since anybody was urgent
 
     def plan(self, wants: Sequence[Want]) -> list[Share]:
         """Shares of the next step for wants in the policy's order; decodes come first.
@@ -80,12 +88,20 @@ class Planner:
         Somebody gets a share whenever anybody wants one.
         """
         shares = self._shares(wants)
+        rows = sum(share.tokens for share in shares if share.is_decode)
+        prompt_tokens = sum(share.tokens for share in shares if not share.is_decode)
+        self._calm_s += self._pace.step_s(rows=rows, prompt_tokens=prompt_tokens)
         if shares or not wants:
             return shares
         # A pass seems to take longer than a step may, for good or since one stalled: only passes
         # can tell.
         first = wants[0]
         return [Share(first.key, min(first.pending, _LEAST_CHUNK_TOKENS), _decodes(first))]
+
+    @property
+    def _step_s(self) -> float:
+        limits = self.limits
+        return limits.step_s if self._calm_s < _URGENT_MEMORY_S else limits.calm_step_s
 
     def _shares(self, wants: Sequence[Want]) -> list[Share]:
         decoding = [w for w in wants if _decodes(w)]
@@ -104,16 +120,16 @@ class Planner:
         self, wants: Sequence[Want], decoding: Sequence[Want], reading: Sequence[Want], rows: int
     ) -> float:
         """Seconds of this step for prompts."""
-        rest_s = max(self.limits.step_s - self._pace.pass_s(rows), 0.0)
+        rest_s = max(self._step_s - self._pace.pass_s(rows), 0.0)
         if not decoding or wants[0] is reading[0] or self._gains(decoding, reading):
             self._owed_s = 0.0
             return rest_s
         share = self.limits.prompt_share
         self._owed_s += self._pace.pass_s(rows) * share / (1 - share)
-        chunk = min(reading[0].pending, _LEAST_CHUNK_TOKENS)
-        if self._owed_s < self._pace.pass_s(chunk):
+        chunk = min(reading[0].pending, _OWED_CHUNK_TOKENS)
+        if self._owed_s < min(self._pace.pass_s(chunk), self._step_s):
             return 0.0
-        owed_s, self._owed_s = min(self._owed_s, self.limits.step_s), 0.0
+        owed_s, self._owed_s = min(self._owed_s, self._step_s), 0.0
         return owed_s
 
     def _gains(self, decoding: Sequence[Want], reading: Sequence[Want]) -> bool:
@@ -127,12 +143,13 @@ class Planner:
 
     def _beside_urgent(self, decoding: Sequence[Want], reading: Sequence[Want]) -> list[Share]:
         """Urgent ones whole; of the others, in turn, what fits beside them."""
+        self._calm_s = 0.0
         budget = self.limits.batch_tokens
         shares = self._fit([w for w in decoding if w.is_urgent], budget)
         rows = sum(share.tokens for share in shares)
         first = [w for w in reading if w.is_urgent]
         if first:
-            return shares + self._chunks(first, budget - rows, self.limits.step_s)
+            return shares + self._chunks(first, budget - rows, self._step_s)
         within_s = self._pace.pass_s(rows) * self.limits.stretch
         others = sorted(
             [w for w in (*decoding, *reading) if not w.is_urgent], key=lambda w: w.last_step

@@ -98,6 +98,7 @@ def settings_of(config: Config) -> Settings:
         policy=config.policy,
         limits=Limits(
             step_s=config.step_ms / 1000,
+            calm_step_s=config.calm_step_ms / 1000,
             stretch=config.urgent_stretch,
             prompt_share=config.prompt_share,
             gain=config.batching_gain,

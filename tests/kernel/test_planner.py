@@ -30,7 +30,7 @@ def test_everybody_that_decodes_is_in_the_step() -> None:
 
 
 def test_a_prompt_alone_is_read_in_chunks_that_keep_the_step_short() -> None:
-    chosen = planner(limits=Limits(step_s=0.27)).plan([prompt(1, 2000)])
+    chosen = planner(limits=Limits(calm_step_s=0.27)).plan([prompt(1, 2000)])
     assert chosen == [Share(1, 64, False)]
 
 
@@ -38,6 +38,16 @@ def test_a_pass_that_seems_longer_than_a_step_may_be_is_taken_all_the_same() -> 
     stalled = {1: 2.0, 512: 900.0}
     assert planner(stalled).plan([prompt(1, 1), prompt(2, 40)]) == [Share(1, 1, False)]
     assert planner(stalled).plan([prompt(2, 40, urgent=True)]) == [Share(2, 16, False)]
+
+
+def test_where_urgent_ones_come_and_go_steps_are_shorter_still_for_a_while() -> None:
+    plans = planner(limits=Limits(step_s=0.27, calm_step_s=2.1))
+    assert plans.plan([prompt(1, 5000)]) == [Share(1, 512, False)]
+    plans.plan([decode(2, urgent=True)])
+    assert plans.plan([prompt(1, 5000)]) == [Share(1, 64, False)]
+    for _ in range(500):
+        plans.plan([prompt(1, 5000)])
+    assert plans.plan([prompt(1, 5000)]) == [Share(1, 512, False)]
 
 
 def test_a_prompt_ahead_of_those_that_decode_is_read_beside_them() -> None:
