@@ -18,6 +18,8 @@ from llmos.kernel.planner import Limits, Planner, Share, Want
 from llmos.kernel.policy import Policy, is_urgent
 from llmos.kernel.speculation import Drafter
 
+# Lengths of drafts where each other length costs a pass of its own.
+_EVEN_LENGTHS = (15, 7, 3, 0)
 # Weight of the last generation in what is expected of the next ones.
 _LEARN = 0.1
 
@@ -119,6 +121,8 @@ class Batcher:
                 guesses_left,
             )
             draft = self._drafter(generation).propose(most=most, step_s=step_s, others=others)
+            if is_split:
+                draft = draft[: _even_length(len(draft))]
             guesses_left -= len(draft)
             drafted.append(fed._replace(feed=replace(feed, draft=draft)))
         return drafted
@@ -149,3 +153,8 @@ class Batcher:
         later = [n for n in names if (n or "") > (self._last_adapter or "")]
         self._last_adapter = later[0] if later else names[0]
         return [g for g in ordered if g.order.adapter == self._last_adapter]
+
+
+def _even_length(length: int) -> int:
+    """A length that drafts of one step are likely to have in common, not over `length`."""
+    return next(even for even in _EVEN_LENGTHS if even <= length)
