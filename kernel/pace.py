@@ -21,6 +21,8 @@ _MOST_SURPRISE = 4.0
 # A pass is slow for many reasons and fast for none: an estimate so far above what was seen is a
 # stalled step's, and is left quickly.
 _FAR_BELOW, _RECOVER = 0.5, 0.6
+# Of a pass's time, what the smallest one takes at least, as long as none was seen.
+_LEAST_SHARE = 0.1
 _LEAST_S = 1e-9  # a clock that stands still must not make estimates vanish
 
 
@@ -123,15 +125,16 @@ class Pace:
 
 
 def _along(known: Mapping[int, float], rows: int) -> float:
-    """The curve at some rows: straight between known sizes, proportional above, flat-ish below."""
+    """The curve at some rows: straight between known sizes, proportional above and below."""
     sizes = sorted(known)
     at = bisect_left(sizes, rows)
     if at < len(sizes) and sizes[at] == rows:
         return known[sizes[at]]
     if at == 0:
-        # A pass over one row costs some share of one over a few.
+        # Too little rather than too much: a plan that believes small passes to be cheap makes some,
+        # and learns; one that believes them dear never would.
         first = sizes[0]
-        return known[first] * (0.5 + 0.5 * rows / first)
+        return known[first] * max(rows / first, _LEAST_SHARE)
     if at == len(sizes):
         return known[sizes[-1]] * rows / sizes[-1]
     low, high = sizes[at - 1], sizes[at]

@@ -94,3 +94,13 @@ def test_more_rows_never_take_less_time_whatever_was_observed(
     times = [pace.pass_s(rows) for rows in range(600)]
     assert all(one <= other * (1 + 1e-9) for one, other in itertools.pairwise(times))
     assert all(seconds > 0 for seconds in times[1:])
+
+
+def test_small_passes_that_were_never_seen_are_believed_to_be_cheap() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.observe(rows=16, prompt_tokens=0, seconds=0.064)
+    assert pace.pass_s(1) <= 0.0064 * 1.01
+    pace.observe(rows=1, prompt_tokens=0, seconds=0.009)
+    assert pace.pass_s(1) == pytest.approx(0.009, rel=0.01)
+    assert pace.pass_s(16) == pytest.approx(0.064, rel=0.05)
