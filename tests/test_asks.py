@@ -84,6 +84,12 @@ async def job_of(os: OS, text: str, max_tokens: int = 120) -> str:
     return (await os.generate(text, max_tokens=max_tokens)).text
 
 
+async def asked(kernel: Kernel, pids: list[int]) -> None:
+    """Wait until the generations of all these processes are with the device."""
+    while any(kernel.table.get(pid).state != "waiting_device" for pid in pids):
+        await asyncio.to_thread(lambda: None)
+
+
 def test_a_better_priority_preempts_and_the_other_goes_on_where_it_was(tmp_path: Path) -> None:
     """Priorities and preemption instead of strict order of arrival: llama.cpp #22916."""
     device, ends = Device(sequences=1), list[str]()
@@ -101,6 +107,7 @@ def test_a_better_priority_preempts_and_the_other_goes_on_where_it_was(tmp_path:
             await device.stepping()
             device.allow(5)
             fast = await kernel.os.spawn(job, "never stop: c", nice=-10)
+            await asked(kernel, [fast])
             device.free()
             assert await kernel.os.results([slow, fast]) == [alone, alone]
 
@@ -164,6 +171,7 @@ def test_many_conversations_run_in_one_model_at_once(tmp_path: Path) -> None:
         async with booted(device, tmp_path) as kernel:
             device.is_gated = True
             pids = [await kernel.os.spawn(job_of, f"never stop: {number}") for number in range(16)]
+            await asked(kernel, pids)
             device.free()
             return await kernel.os.results(pids)
 

@@ -95,7 +95,7 @@ def test_fifty_agents_at_once_are_all_answered(tmp_path: Path) -> None:
         assert all(texts)
         assert len(set(texts)) > 25
         info = await freed(kernel)
-        assert info.shared_tokens > 50 * 20
+        assert info.shared_tokens > 50 * 15  # the system message
         assert (
             kernel.init.account.held["tokens_out"]
             == sum(spent.tokens_out for spent in kernel.stat().programs.values()) + 1
