@@ -103,7 +103,7 @@ async def kernel(
         home=folder / sharing,
         models={"smollm2": model},
         kv=KVConfig(sharing=sharing, disk_bytes=0),
-        step_ms=STEP_MS,
+        calm_step_ms=STEP_MS,
     ) as booted:
         await booted.os.generate("Hello.", max_tokens=1)
         yield booted
