@@ -66,6 +66,10 @@ class Batcher:
             rows += guesses
         self._pace.observe(rows=rows, prompt_tokens=prompt_tokens, seconds=seconds)
 
+    def expect_urgent(self) -> None:
+        """Somebody urgent will come: keep steps short for a while."""
+        self._planner.expect_urgent()
+
     def ended(self, generation: Generation) -> None:
         """Learn how long an answer was."""
         made, expected = len(generation.output), self._output_tokens

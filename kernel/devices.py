@@ -226,6 +226,12 @@ class Devices:
         for engine in self._engines.values():
             engine.hold(pid, is_held=is_held)
 
+    def expect_urgent(self) -> None:
+        """Have local devices keep their steps short for a while: an urgent process has started."""
+        for engine in self._engines.values():
+            if isinstance(engine, Engine):
+                engine.expect_urgent()
+
     def renice(self, pid: int, nice: int) -> None:
         """Pass a new priority to the engines."""
         for engine in self._engines.values():

@@ -150,6 +150,10 @@ class Engine:
         """Stop or continue all generations of a process at the next token boundary."""
         self._post(lambda: self._stepper.hold(pid, is_held))
 
+    def expect_urgent(self) -> None:
+        """Keep steps short for a while: an urgent process has started."""
+        self._post(self._stepper.expect_urgent)
+
     def renice(self, pid: int, nice: int) -> None:
         """Change the priority of a process's generations."""
         self._post(lambda: self._stepper.renice(pid, nice))

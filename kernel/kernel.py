@@ -349,6 +349,8 @@ class Kernel:
             path_s=path_s,
             prepare=prepare,
         )
+        if child.nice < 0:
+            self.devices.expect_urgent()
         child.on_stop = [
             *(child.on_stop or ()),
             lambda is_held: self.devices.hold(child.pid, is_held=is_held),

@@ -33,6 +33,8 @@ from llmos.kernel.pace import Pace
 _LEAST_CHUNK_TOKENS = 16
 # What prompts are owed beside decodes is saved up to a chunk of this size.
 _OWED_CHUNK_TOKENS = 64
+# Beside an urgent generation, prompts come before decodes in one step of so many.
+_READ_EVERY = 4
 # Urgent generations are expected again for so long after one.
 _URGENT_MEMORY_S = 120.0
 # A step may be so much longer when that ends a prompt.
@@ -67,7 +69,7 @@ class Limits:
     batch_tokens: int = 512
     step_s: float = 0.25
     calm_step_s: float = 1.0
-    stretch: float = 2.5
+    stretch: float = 3.2
     prompt_share: float = 0.25
     gain: float = 4.0
     is_speculative: bool = True  # let steps carry guesses where they pay
@@ -80,7 +82,12 @@ class Planner:
         self.limits = limits
         self._pace = pace
         self._owed_s = 0.0
+        self._turn = 0
         self._calm_s = float("inf")  # planned since anybody was urgent
+
+    def expect_urgent(self) -> None:
+        """Keep steps short from now on for a while: somebody urgent will come."""
+        self._calm_s = 0.0
 
     def plan(self, wants: Sequence[Want]) -> list[Share]:
         """Shares of the next step for wants in the policy's order; decodes come first.
@@ -151,9 +158,12 @@ class Planner:
         if first:
             return shares + self._chunks(first, budget - rows, self._step_s)
         within_s = self._pace.pass_s(rows) * self.limits.stretch
-        others = sorted(
-            [w for w in (*decoding, *reading) if not w.is_urgent], key=lambda w: w.last_step
-        )
+        calm = [w for w in decoding if not w.is_urgent]
+        calm.sort(key=lambda w: w.last_step)
+        reading = sorted(reading, key=lambda w: w.last_step)
+        # What is left is dear to read by, a few tokens at a time, so decodes come first mostly.
+        self._turn += 1
+        others = [*reading, *calm] if self._turn % _READ_EVERY == 0 else [*calm, *reading]
         chunks: list[Share] = []
         prompt_tokens = 0
         for want in others:

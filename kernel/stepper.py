@@ -168,6 +168,11 @@ class Stepper:
         except DeviceError as problem:
             self._fault = problem
 
+    def expect_urgent(self) -> None:
+        """Keep steps short for a while: an urgent process has started."""
+        if self._batcher is not None:
+            self._batcher.expect_urgent()
+
     def attach(self, name: str, path: Path) -> None:
         """Attach an adapter, unless it is. Raises: DeviceError."""
         if name not in self.adapters:

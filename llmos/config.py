@@ -189,7 +189,7 @@ class Config(Settings):
     shares: dict[str, float] = Field(default_factory=dict)
     step_ms: float = Field(default=250.0, gt=0)
     calm_step_ms: float = Field(default=1000.0, gt=0)
-    urgent_stretch: float = Field(default=2.5, ge=1)
+    urgent_stretch: float = Field(default=3.2, ge=1)
     prompt_share: float = Field(default=0.25, gt=0, lt=1)
     batching_gain: float = Field(default=4.0, ge=0)
     speculation: bool = True

@@ -50,6 +50,12 @@ def test_where_urgent_ones_come_and_go_steps_are_shorter_still_for_a_while() -> 
     assert plans.plan([prompt(1, 5000)]) == [Share(1, 512, False)]
 
 
+def test_steps_are_short_from_when_an_urgent_process_starts() -> None:
+    plans = planner(limits=Limits(step_s=0.27, calm_step_s=2.1))
+    plans.expect_urgent()
+    assert plans.plan([prompt(1, 5000)]) == [Share(1, 64, False)]
+
+
 def test_a_prompt_ahead_of_those_that_decode_is_read_beside_them() -> None:
     shares = planner().plan([prompt(1, 600), decode(2)])
     assert shares[0] == Share(2, 1, True)
@@ -81,7 +87,7 @@ def test_an_urgent_decode_bounds_the_step_and_the_others_take_turns() -> None:
     last = dict.fromkeys(range(2, 12), 0)
     for step in range(1, 30):
         shares = plans.plan([decode(1, urgent=True), *(decode(k, last=n) for k, n in last.items())])
-        assert pace.pass_s(len(shares)) <= 2.5 * pace.pass_s(1)
+        assert pace.pass_s(len(shares)) <= 3.2 * pace.pass_s(1)
         assert shares[0].key == 1
         assert len(shares) > 1
         for share in shares[1:]:
@@ -99,7 +105,7 @@ def test_a_background_prompt_gets_what_an_urgent_decode_leaves() -> None:
     shares = planner().plan([decode(1, urgent=True), prompt(2, 500)])
     assert shares[0] == Share(1, 1, True)
     assert shares[1].key == 2
-    assert pace.step_s(rows=1, prompt_tokens=shares[1].tokens) <= 2.5 * pace.pass_s(1)
+    assert pace.step_s(rows=1, prompt_tokens=shares[1].tokens) <= 3.2 * pace.pass_s(1)
 
 
 @st.composite
