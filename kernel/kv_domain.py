@@ -92,7 +92,7 @@ class PublicPrefixes:
         self._known[key] = known
         if len(self._known) > _MOST_PREFIXES:
             self._known.popitem(last=False)
-        return _common(prompt, known)
+        return common_tokens(prompt, known)
 
 
 def _render_alone(first: Message | None, render: Render) -> list[int]:
@@ -105,7 +105,8 @@ def _render_alone(first: Message | None, render: Render) -> list[int]:
         return []
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
     return next(
         (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right),
         min(len(one), len(other)),

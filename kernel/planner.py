@@ -76,7 +76,10 @@ class Limits:
 
 
 class Planner:
-    """Plans one device's iterations. Keeps only how much time waiting prompts are owed."""
+    """Plans one device's iterations.
+
+    Keeps how much time waiting prompts are owed, and how long ago anybody was urgent.
+    """
 
     def __init__(self, limits: Limits, pace: Pace) -> None:
         self.limits = limits

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from llmos.drivers import kv_blob
 from llmos.drivers.contract import DeviceError, LanguageModel, SequenceId
 from llmos.kernel.generation import Generation, Order
+from llmos.kernel.kv_domain import common_tokens
 from llmos.kernel.pace import Pace
 from llmos.kernel.threads import contained
 from llmos.memory.kv import Grant, Idle, KVSpace
@@ -284,11 +285,7 @@ def shareable_tokens(one: Order, other: Order) -> int:
     """How many tokens at the start of one prompt the KV of another may serve."""
     if one.adapter != other.adapter:
         return 0
-    count = 0
-    for left, right in zip(one.prompt, other.prompt, strict=False):
-        if left != right:
-            break
-        count += 1
+    count = common_tokens(one.prompt, other.prompt)
     if one.domain != other.domain:
         count = min(count, _public_tokens(one), _public_tokens(other))
     return count
