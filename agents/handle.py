@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from llmos.agents.skills import shown
 from llmos.syscalls import calls
 from llmos.syscalls import results as r
 from llmos.syscalls.content import Message, user
@@ -224,9 +225,14 @@ class OS:
     # --- memory -----------------------------------------------------------------------------------
 
     async def remember(
-        self, notes: str | Sequence[str | calls.Note], *, namespace: str | None = None
+        self,
+        notes: str | Sequence[str | calls.Note],
+        *,
+        namespace: str | None = None,
+        merge_above: float | None = None,
+        owner: str | None = None,
     ) -> r.Remembered:
-        """Store notes, all or none."""
+        """Store notes, all or none; options as in `calls.Remember`."""
         listed: Sequence[str | calls.Note] = [notes] if isinstance(notes, str) else notes
         return await self._trap.call(
             calls.Remember(
@@ -234,6 +240,8 @@ class OS:
                     calls.Note(text=note) if isinstance(note, str) else note for note in listed
                 ),
                 namespace=namespace,
+                merge_above=merge_above,
+                owner=owner,
             )
         )
 
@@ -245,8 +253,16 @@ class OS:
         mode: Literal["dense", "lexical", "hybrid"] = "hybrid",
         namespaces: Sequence[str] | None = None,
         where: JsonObject | None = None,
+        kinds: Sequence[r.NoteKind] | None = None,
+        at: float | None = None,
+        with_history: bool = False,
+        recency_s: float | None = None,
+        diversity: float = 0.0,
+        rerank: bool = False,
+        neighbours: int = 0,
+        with_parent: bool = False,
     ) -> tuple[r.Hit, ...]:
-        """The k best notes for a query."""
+        """The k best notes for a query; options as in `calls.Retrieve`."""
         found = await self._trap.call(
             calls.Retrieve(
                 query=query,
@@ -254,9 +270,50 @@ class OS:
                 mode=mode,
                 namespaces=None if namespaces is None else tuple(namespaces),
                 where=where or {},
+                kinds=None if kinds is None else tuple(kinds),
+                at=at,
+                with_history=with_history,
+                recency_s=recency_s,
+                diversity=diversity,
+                rerank=rerank,
+                neighbours=neighbours,
+                with_parent=with_parent,
             )
         )
         return found.hits
+
+    async def related(
+        self,
+        entity: str,
+        *,
+        hops: int = 1,
+        namespaces: Sequence[str] | None = None,
+        at: float | None = None,
+        with_history: bool = False,
+        limit: int = 100,
+    ) -> tuple[r.RelatedFact, ...]:
+        """The facts about an entity and about those that they lead to, nearest first."""
+        found = await self._trap.call(
+            calls.Related(
+                entity=entity,
+                hops=hops,
+                namespaces=None if namespaces is None else tuple(namespaces),
+                at=at,
+                with_history=with_history,
+                limit=limit,
+            )
+        )
+        return found.facts
+
+    async def examples(
+        self, query: str, k: int = 3, *, namespaces: Sequence[str] | None = None
+    ) -> list[Message]:
+        """Worked examples of what is most like a query, as turns to put before it.
+
+        The nearest is the last. `agents/skills.py` makes the notes that they are kept in.
+        """
+        hits = await self.retrieve(query, k=k, kinds=("procedural",), namespaces=namespaces)
+        return shown(hits)
 
     async def forget(
         self,
@@ -265,10 +322,19 @@ class OS:
         source: str | None = None,
         where: JsonObject | None = None,
         namespace: str | None = None,
+        owner: str | None = None,
+        everything: bool = False,
     ) -> int:
-        """Delete notes and return how many there were."""
+        """Delete notes and return how many there were; selectors as in `calls.Forget`."""
         forgotten = await self._trap.call(
-            calls.Forget(ids=tuple(ids), source=source, where=where or {}, namespace=namespace)
+            calls.Forget(
+                ids=tuple(ids),
+                source=source,
+                where=where or {},
+                namespace=namespace,
+                owner=owner,
+                everything=everything,
+            )
         )
         return forgotten.count
 

@@ -60,7 +60,9 @@ class Gate:
                         self._require(process, "tools", name)
             case c.Remember() | c.Forget():
                 self._require_namespace(process, "write", call.namespace)
-            case c.Retrieve():
+                if isinstance(call, c.Remember) and call.owner is not None:
+                    self._require_init(process, "owner", "for whom a note is kept")
+            case c.Retrieve() | c.Related():
                 for namespace in call.namespaces or ():
                     self._require_namespace(process, "read", namespace)
             case c.ToolCall():
@@ -70,13 +72,8 @@ class Gate:
                     raise _denied(process, "learn", "learn=True")
             case c.Spawn() | c.Fork():
                 self._require(process, "programs", call.program)
-                if isinstance(call, c.Spawn) and call.client is not None and process.pid != INIT:
-                    raise SyscallError(
-                        "denied",
-                        "client: only whoever embeds the kernel says for whom a process runs; "
-                        "leave it out, and the child runs for whom its parent does",
-                        capability="client",
-                    )
+                if isinstance(call, c.Spawn) and call.client is not None:
+                    self._require_init(process, "client", "for whom a process runs")
             case c.SpawnGraph():
                 for node in call.nodes:
                     self._require(process, "programs", node.program)
@@ -98,6 +95,15 @@ class Gate:
     def _require_namespace(self, process: Process, kind: str, namespace: str | None) -> None:
         if namespace is not None and namespace != process.namespace:
             self._require(process, kind, namespace)
+
+    def _require_init(self, process: Process, field: str, what: str) -> None:
+        if process.pid != INIT:
+            raise SyscallError(
+                "denied",
+                f"{field}: only whoever embeds the kernel says {what}; leave it out, and it is "
+                "whom the caller runs for",
+                capability=field,
+            )
 
     def _require_signal(self, process: Process, pid: int) -> None:
         if process.capabilities.signal_any:

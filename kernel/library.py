@@ -14,7 +14,7 @@ from llmos.kernel.process import Process
 from llmos.memory.store import Store
 from llmos.syscalls import calls
 from llmos.syscalls.errors import ConfigError, SyscallError
-from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
+from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
 
 
 class Library:
@@ -64,6 +64,25 @@ class Library:
             )
 
         return await asyncio.to_thread(search)
+
+    async def related(self, process: Process, call: calls.Related) -> Facts:
+        """Facts about an entity, from the namespaces that were named or may be read."""
+        store = await self._opened()
+        namespaces = call.namespaces
+        if namespaces is None:
+            namespaces = await self._readable(process, store)
+
+        def walk() -> Facts:
+            return store.related(
+                call.entity,
+                hops=call.hops,
+                namespaces=namespaces,
+                at=call.at,
+                with_history=call.with_history,
+                limit=call.limit,
+            )
+
+        return await asyncio.to_thread(walk)
 
     async def forget(self, process: Process, call: calls.Forget) -> Forgotten:
         """Delete from one namespace."""

@@ -78,6 +78,8 @@ class Kernel:
     embed = _blocking(OS.embed)
     remember = _blocking(OS.remember)
     retrieve = _blocking(OS.retrieve)
+    related = _blocking(OS.related)
+    forget = _blocking(OS.forget)
     tool_call = _blocking(OS.tool_call)
     spawn = _blocking(OS.spawn)
     wait = _blocking(OS.wait)

@@ -141,25 +141,77 @@ class ContextClose(Call[r.Done]):
 
 
 class Note(Value):
-    """An item to remember. `expires_at` is seconds since the epoch."""
+    """An item to remember. Times are seconds since the epoch.
+
+    `kind`: `episodic` is what happened, `semantic` what is the case, `procedural` how something is
+    done. A note with a `fact` is semantic. `importance` goes from 0 to 1: what is least important
+    is forgotten first when it is not used, and what is 1 never is. `valid_from` is since when it
+    has been so (None: since it was remembered), and `parent` the note of which this one is a part.
+    """
 
     text: str = Field(min_length=1)
     metadata: JsonObject = {}
     source: str | None = None
     position: int | None = None
     expires_at: float | None = None
+    kind: r.NoteKind = "episodic"
+    importance: float = Field(default=0.5, ge=0, le=1)
+    valid_from: float | None = None
+    fact: r.Fact | None = None
+    parent: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _facts_are_semantic(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("fact") is not None:  # pyright: ignore[reportUnknownMemberType]
+            return {"kind": "semantic", **data}
+        return data  # pyright: ignore[reportUnknownVariableType]
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.fact is not None and self.kind != "semantic":
+            raise ValueError(f"a note with a fact is semantic, not {self.kind}")
+        return self
 
 
 class Remember(Call[r.Remembered]):
-    """Store items; all or none. `namespace` None is the process's own."""
+    """Store items; all or none. `namespace` None is the process's own.
+
+    A fact that `is_single` supersedes what was known of its subject and relation: the older note is
+    kept, is found only by `with_history` or at a time when it was valid, and is in `superseded`.
+
+    A note whose text is nearly that of one in the namespace, of the same kind, is not stored again
+    when their embeddings' cosine is `merge_above` or more and both have the same numbers, names and
+    negations; its id is then the old one's. None: 0.95 for semantic notes, never for others.
+
+    `owner` is on whose behalf they are kept, by which `Forget` finds them: the client that the
+    caller runs for; only whoever embeds the kernel names another.
+    """
 
     op: Literal["remember"] = "remember"
     notes: tuple[Note, ...] = Field(min_length=1)
     namespace: str | None = None
+    merge_above: float | None = Field(default=None, gt=0, le=1)
+    owner: str | None = Field(default=None, min_length=1)
 
 
 class Retrieve(Call[r.Hits]):
-    """The k best items. `where` are metadata equalities, applied before the k are chosen."""
+    """The k best items for a query, among those that pass every filter.
+
+    Filters come before the k are chosen. `where` is metadata by field: a value to be equal to, or
+    operators: `$eq`, `$ne`, `$gt`, `$gte`, `$lt`, `$lte`, `$in`, `$exists`, `$contains` (a part of
+    a text, or an element of a list). A field that no note in the namespaces has is refused.
+    `kinds` None is all. What is valid now is found, or what was valid `at` a time; `with_history`
+    adds what was superseded or is not valid yet.
+
+    Ranking: `recency_s` is the age in seconds at which a score has halved (None: age does not
+    count). `diversity` from 0 to 1 takes hits that are unlike those before them (maximal marginal
+    relevance). `rerank` orders the best by a model that reads query and text together, where one is
+    configured.
+
+    Context: `neighbours` of each hit before and after it in its source, and with `with_parent` the
+    note that it is a part of, as the hit's `context`.
+    """
 
     op: Literal["retrieve"] = "retrieve"
     query: str = Field(min_length=1)
@@ -167,16 +219,48 @@ class Retrieve(Call[r.Hits]):
     mode: Literal["dense", "lexical", "hybrid"] = "hybrid"
     namespaces: tuple[str, ...] | None = None
     where: JsonObject = {}
+    kinds: tuple[r.NoteKind, ...] | None = Field(default=None, min_length=1)
+    at: float | None = None
+    with_history: bool = False
+    recency_s: float | None = Field(default=None, gt=0)
+    diversity: float = Field(default=0.0, ge=0, le=1)
+    rerank: bool = False
+    neighbours: int = Field(default=0, ge=0, le=20)
+    with_parent: bool = False
+
+
+class Related(Call[r.Facts]):
+    """The facts about an entity and about those that they lead to, `hops` steps away at most.
+
+    Subjects and objects are the same entity when they differ only in case and spaces. `at` and
+    `with_history` are as in `Retrieve`; `namespaces` None is all that the caller may read. The
+    nearest come first, `limit` of them at most.
+    """
+
+    op: Literal["related"] = "related"
+    entity: str = Field(min_length=1)
+    hops: int = Field(default=1, ge=1, le=6)
+    namespaces: tuple[str, ...] | None = None
+    at: float | None = None
+    with_history: bool = False
+    limit: int = Field(default=100, ge=1, le=10_000)
 
 
 class Forget(Call[r.Forgotten]):
-    """Delete items by id, by source or by metadata; no selector at all is refused."""
+    """Delete the items that match every selector; no selector at all is refused.
+
+    `where` is as in `Retrieve`. `everything` selects all of the namespace. `owner` selects what is
+    kept on somebody's behalf; with it and without `namespace`, every namespace that the caller may
+    write is looked through.
+    """
 
     op: Literal["forget"] = "forget"
     ids: tuple[int, ...] = ()
     source: str | None = None
     where: JsonObject = {}
     namespace: str | None = None
+    owner: str | None = Field(default=None, min_length=1)
+    everything: bool = False
 
 
 class MemoryStat(Call[r.MemoryInfo]):
@@ -481,6 +565,7 @@ Syscall = (
     | ContextClose
     | Remember
     | Retrieve
+    | Related
     | Forget
     | MemoryStat
     | ToolCall

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import ErrorValue
 from llmos.syscalls.rights import Capabilities, Quota
@@ -117,13 +119,47 @@ class ContextInfo(Value):
 # --- memory ---------------------------------------------------------------------------------------
 
 
+NoteKind = Literal["episodic", "semantic", "procedural"]
+
+
+class Fact(Value):
+    """What is so between two things. `is_single`: a subject has one such object at a time."""
+
+    subject: str = Field(min_length=1, max_length=1000)
+    relation: str = Field(min_length=1, max_length=1000)
+    object: str = Field(min_length=1, max_length=1000)
+    is_single: bool = True
+
+
 class Remembered(Value):
+    """`ids` are in the notes' order; `duplicates` of them were there already.
+
+    `superseded` are older notes whose facts these contradict: kept, and no longer current.
+    """
+
     ids: tuple[int, ...]
     duplicates: int = 0
+    superseded: tuple[int, ...] = ()
+
+
+class Passage(Value):
+    """A note beside a hit: before or after it in the same source, or the one that it is a part of.
+
+    `place` is 0 for the parent, -1 for the note just before, 1 for the one just after, and so on.
+    """
+
+    id: int
+    place: int
+    text: str
+    position: int | None = None
 
 
 class Hit(Value):
-    """One retrieved item. `score` orders the hits; `parts` says what it is made of."""
+    """One retrieved item. `score` orders the hits; `parts` says what it is made of.
+
+    It was so from `valid_from` to `valid_to` (None: it still is); `superseded_by` is the note that
+    ended it. `context` is what was asked for around it, in order, the parent first.
+    """
 
     id: int
     text: str
@@ -134,10 +170,42 @@ class Hit(Value):
     source: str | None = None
     position: int | None = None
     created_at: float
+    kind: NoteKind = "episodic"
+    importance: float = 0.5
+    valid_from: float | None = None
+    valid_to: float | None = None
+    superseded_by: int | None = None
+    parent: int | None = None
+    context: tuple[Passage, ...] = ()
 
 
 class Hits(Value):
     hits: tuple[Hit, ...]
+
+
+class RelatedFact(Value):
+    """A fact, the note that says it, and how many steps it is from the entity that was asked for.
+
+    Times and `superseded_by` are as in `Hit`.
+    """
+
+    note: int
+    namespace: str
+    subject: str
+    relation: str
+    object: str
+    hops: int
+    text: str
+    valid_from: float | None = None
+    valid_to: float | None = None
+    superseded_by: int | None = None
+
+
+class Facts(Value):
+    """`is_cut` when there were more than the limit."""
+
+    facts: tuple[RelatedFact, ...]
+    is_cut: bool = False
 
 
 class Forgotten(Value):

@@ -32,6 +32,7 @@ from llmos.syscalls.options import (
     RegexConstraint,
     Sampling,
 )
+from llmos.syscalls.results import Fact
 from llmos.syscalls.rights import ALL_CAPABILITIES, Quota
 from llmos.syscalls.wire import CALL_TYPES, abi_schema, decode_call, encode, op_of, result_type
 
@@ -72,7 +73,32 @@ INSTANCES: list[Call[Any]] = [
     calls.ContextClose(context=1),
     calls.Remember(notes=(calls.Note(text="a", metadata={"k": 1}, source="s", position=3),)),
     calls.Retrieve(query="a", k=2, mode="dense", namespaces=("n",), where={"k": 1}),
+    calls.Remember(
+        notes=(
+            calls.Note(
+                text="Ann lives in Oslo.",
+                importance=0.9,
+                valid_from=1.5,
+                fact=Fact(subject="Ann", relation="lives in", object="Oslo", is_single=False),
+                parent=3,
+            ),
+        ),
+        merge_above=0.9,
+        owner="ann",
+    ),
+    calls.Retrieve(
+        query="a",
+        where={"year": {"$gte": 2020}},
+        kinds=("semantic",),
+        at=2.5,
+        recency_s=60,
+        diversity=0.5,
+        neighbours=1,
+        with_parent=True,
+    ),
+    calls.Related(entity="Ann", hops=2, namespaces=("n",), at=1, limit=5),
     calls.Forget(ids=(1, 2)),
+    calls.Forget(owner="ann", everything=True),
     calls.MemoryStat(),
     calls.ToolCall(name="add", arguments={"a": 1}, timeout_s=1.5),
     calls.ToolList(),
