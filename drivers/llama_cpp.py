@@ -1,8 +1,8 @@
 """llama.cpp as a device: one GGUF model, many sequences in one context, on the CPU.
 
 Owns the context, through the low-level API of llama-cpp-python; what its KV cache holds and how the
-layouts differ is in `llama_kv.py`. Mixed prefill and decode is one `llama_batch`, its feeds in the
-order of llama.cpp's own sequence numbers, which is what lets it compute several in one pass.
+layouts differ is in `llama_kv.py`, with what that means for the passes of a step: mixed prefill
+and decode is one `llama_batch`, or several.
 
 The same steps give the same logits, bit for bit. Other steps over the same tokens need not: chunks
 of 64 tokens and more take another flash attention kernel than smaller ones, and with several
@@ -141,17 +141,17 @@ class LlamaCpp:
         if not feeds:
             return []
         allowed = masks(feeds, self._decodings)
-        self._kv.prepare([feed.sequence for feed in feeds])
-        ordered = sorted(feeds, key=lambda feed: self._kv.number(feed.sequence))
+        passes = self._kv.prepare(feeds)
+        ordered = [feed for together in passes for feed in together]
         self._use_adapter(self._decodings[ordered[0].sequence].adapter)
-        self._batch.fill(
-            Placed(self._kv.number(feed.sequence), self.length(feed.sequence), feed)
-            for feed in ordered
-        )
-        self._decode(ordered)
-        rows = sum(map(rows_of, ordered))
         try:
-            runs = sample(ordered, self._logits(rows), allowed, self._decodings)
+            logits = self._logits(passes)
+        except DeviceError:
+            # What a pass had computed before one failed is in KV.
+            self._kv.take_back(feed.sequence for feed in feeds)
+            raise
+        try:
+            runs = sample(ordered, logits, allowed, self._decodings)
         except DeviceError as problem:
             # What computed these logits is not to be trusted.
             self._kv.take_back(feed.sequence for feed in ordered)
@@ -161,13 +161,31 @@ class LlamaCpp:
         self._kv.take_back(run.feed.sequence for run in runs if run.feed.draft)
         return [one for run in runs for one in run.sampled]
 
+    def _logits(self, passes: Sequence[Sequence[Feed]]) -> NDArray[np.float32]:
+        """Compute the passes of a step; their logits `(rows, vocabulary)` in the order of feeds.
+
+        They hold until the next step. Raises: DeviceError.
+        """
+        parts: list[NDArray[np.float32]] = []
+        for feeds in passes:
+            self._decode(feeds)
+            if rows := sum(map(rows_of, feeds)):
+                pointer = self._lib.llama_get_logits(self._context)
+                part = np.ctypeslib.as_array(pointer, (rows, self._info.vocabulary))
+                parts.append(part if len(passes) == 1 else part.copy())
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts or [np.empty((0, self._info.vocabulary), np.float32)])
+
     def _decode(self, feeds: Sequence[Feed]) -> None:
+        self._batch.fill(
+            Placed(self._kv.number(feed.sequence), self.length(feed.sequence), feed)
+            for feed in feeds
+        )
         with listen() as heard:
             status: int = self._lib.llama_decode(self._context, self._batch.structure)
         if status == 0:
             return
-        # A failure in a later pass leaves the tokens of the passes before it.
-        self._kv.take_back(feed.sequence for feed in feeds)
         # 1: no room; -1: the batch was refused; below: the computation failed.
         if status == 1 and self._info.kv_cells is not None:
             raise DeviceError(
@@ -177,13 +195,6 @@ class LlamaCpp:
         raise DeviceError(
             f"llama.cpp failed to decode (status {status}): {heard.reason}", is_fatal=status < -1
         )
-
-    def _logits(self, rows: int) -> NDArray[np.float32]:
-        """The last step's logits `(rows, vocabulary)` in its batch's order, until the next step."""
-        if not rows:
-            return np.empty((0, self._info.vocabulary), np.float32)
-        pointer = self._lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (rows, self._info.vocabulary))
 
     # --- engine thread: KV ---
 

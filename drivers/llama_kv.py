@@ -10,6 +10,12 @@ llama.cpp computes several in one pass only when their streams are neighbours.
 source that may have changed by then; so a copy goes through the sequence's state instead, which
 moves the tokens in use and at once.
 
+Streams also decide what is computed together. llama.cpp runs a batch whose sequences have feeds of
+different lengths as passes over the shortest length, the next one, and so on: beside decodes and
+each other, chunks of prompts would be cut to pieces. So each chunk is a call of its own, which on
+two cores takes 10% less time (chunks of 117 and 93 tokens beside a draft of 15), and only short
+feeds share one.
+
 Arguments are checked by the driver. Engine thread only.
 """
 
@@ -17,10 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llmos.drivers.contract import DeviceError, SequenceId
+from llmos.drivers.contract import MOST_DRAFT_TOKENS, DeviceError, Feed, SequenceId
 from llmos.drivers.llama_forks import Forks
 from llmos.drivers.llama_states import LlamaStates, State
 from llmos.drivers.llama_streams import Streams
+
+# Feeds of up to so many tokens are computed together: one token and the longest draft.
+_SHORT_TOKENS = MOST_DRAFT_TOKENS + 1
 
 
 class SharedKV:
@@ -37,8 +46,15 @@ class SharedKV:
         """The number by which llama.cpp knows a sequence; `prepare` and `trim` may change it."""
         return sequence
 
-    def prepare(self, running: Sequence[SequenceId]) -> None:
-        """Make the sequences ready to be fed, all in one step. Raises: DeviceError."""
+    def prepare(self, feeds: Sequence[Feed]) -> list[list[Feed]]:
+        """Make the sequences of a step ready to be fed, and say which feeds to compute together.
+
+        Those are in the order of llama.cpp's own sequence numbers. Raises: DeviceError.
+        """
+        return [self._in_order(feeds)]
+
+    def _in_order(self, feeds: Iterable[Feed]) -> list[Feed]:
+        return sorted(feeds, key=lambda feed: self.number(feed.sequence))
 
     def append(self, sequence: SequenceId, tokens: int) -> None:
         """Note tokens that a step has fed."""
@@ -81,16 +97,23 @@ class StreamKV(SharedKV):
     def number(self, sequence: SequenceId) -> int:
         return self._streams.of(sequence)
 
-    def prepare(self, running: Sequence[SequenceId]) -> None:
+    def prepare(self, feeds: Sequence[Feed]) -> list[list[Feed]]:
+        short = [feed for feed in feeds if len(feed.tokens) + len(feed.draft) <= _SHORT_TOKENS]
+        long = [feed for feed in feeds if len(feed.tokens) + len(feed.draft) > _SHORT_TOKENS]
+        self._arrange([feed.sequence for feed in short])
+        for feed in feeds:
+            self._own(feed.sequence)
+        return [*([self._in_order(short)] if short else []), *([feed] for feed in long)]
+
+    def _arrange(self, together: Sequence[SequenceId]) -> None:
+        """Bring sequences next to each other where that pays."""
         # Readers have nothing to move yet: they change places for free, and are copied after.
         held = [
             0 if self._forks.holder(sequence) is not None else length
             for sequence, length in enumerate(self.lengths)
         ]
-        for one, other in self._streams.due(running, held):
+        for one, other in self._streams.due(together, held):
             self._swap(one, other, held)
-        for sequence in running:
-            self._own(sequence)
 
     def fork(self, source: SequenceId, target: SequenceId, tokens: int) -> None:
         self._forks.note(source, target)

@@ -31,6 +31,9 @@ from llmos.kernel.pace import Pace
 
 # Smaller chunks of a prompt waste a pass over the weights.
 _LEAST_CHUNK_TOKENS = 16
+# Attention reads a prompt in tiles, and a tile that is begun costs as much as a whole one: after 1,500
+# tokens a chunk of 129 takes 10% longer than one of 128 (llama.cpp, SmolLM2-135M, two cores).
+_TILE_TOKENS = 64
 # What prompts are owed beside decodes is saved up to a chunk of this size.
 _OWED_CHUNK_TOKENS = 64
 # Beside an urgent generation, prompts come before decodes in one step of so many.
@@ -206,13 +209,18 @@ class Planner:
         chunks: list[Share] = []
         for want in wants:
             is_end = want.pending <= left_over * within
-            count = min(want.pending if is_end else within, budget)
+            count = min(want.pending if is_end else _in_tiles(within), budget)
             if count <= 0:
                 break
             chunks.append(Share(want.key, count, False))
             budget -= count
             within -= count
         return chunks
+
+
+def _in_tiles(tokens: int) -> int:
+    """A chunk's length, cut to whole tiles where it has any."""
+    return tokens // _TILE_TOKENS * _TILE_TOKENS or tokens
 
 
 def _decodes(want: Want) -> bool:
