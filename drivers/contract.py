@@ -103,6 +103,8 @@ class ModelSpec:
     kv_type: KVType = "f16"  # llama_cpp: the number format of KV
     flash_attention: bool | None = None  # llama_cpp; None: where the library thinks it pays
     micro_batch_tokens: int | None = None  # llama_cpp: tokens of one pass; None: `batch_tokens`
+    query_prefix: str | None = None  # embedding; None: what the model's files say
+    document_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +301,37 @@ class EmbeddingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInfo:
+    """An embedding model as opened.
+
+    `identity` names what the model computes: the same text has the same vector from all models of
+    one identity. `batch_tokens` are about those of one forward pass. The prefixes are what the
+    model wants before a query and before a document; `embed` does not add them.
+    """
+
     name: str
     device: str
     dimensions: int
     max_tokens: int
     parameters: int
+    batch_tokens: int = 2_048
+    identity: str = ""
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+
+class CrossEncoder(Protocol):
+    """An open model that reads a query and a text together and says how well they fit."""
+
+    @property
+    def info(self) -> EmbeddingInfo: ...
+
+    def score(self, query: str, texts: Sequence[str]) -> list[float]:
+        """One score a text, higher for a better fit, comparable within one query only.
+
+        Raises: DeviceError.
+        """
+        ...
+
+    def allocations(self) -> list[Allocation]: ...
+
+    def close(self) -> None: ...

@@ -26,6 +26,7 @@ from llmos.kernel.settings import ANY, ModelSetting, Settings
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
 from llmos.memory.tiers import Tiers, share_of_memory
+from llmos.memory.vector_cache import VectorCache
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
 
@@ -51,6 +52,7 @@ class Devices:
         self._opening: dict[str, asyncio.Lock] = {}
         self._is_stopped = False
         self._embedder: Embedder | None = None
+        self._vectors: VectorCache | None = None
         self._held_pids: set[int] = set()
 
     def setting(self, model: str | None) -> ModelSetting:
@@ -213,7 +215,14 @@ class Devices:
         if setting is None:
             raise SyscallError("not_available", "no embedding model is configured")
         if self._embedder is None or self._embedder.is_down:
-            self._embedder = Embedder(setting.name, setting.open, self._clock, self._tracer)
+            self._vectors = self._vectors or VectorCache(
+                self._settings.home / "embeddings.db",
+                memory_bytes=setting.cache_bytes,
+                disk_bytes=setting.cache_disk_bytes,
+            )
+            self._embedder = Embedder(
+                setting.name, setting.open, self._clock, self._tracer, self._vectors
+            )
         await self._embedder.start()
         return self._embedder
 
@@ -285,6 +294,8 @@ class Devices:
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
         if self._embedder is not None:
             await self._embedder.stop()
+        if self._vectors is not None:
+            self._vectors.close()
 
     async def _open(self, setting: ModelSetting) -> Device:
         broken = self._engines.get(setting.name)

@@ -1,8 +1,10 @@
 """The embedding device: one thread that batches the texts of all agents.
 
-While one batch is computed the next one gathers, so agents that embed at the same time share a
-forward pass without anybody waiting on purpose. The thread gives way to those that generate, whose
-every step waits for its slowest thread (decision 13).
+What was embedded before comes from the cache (`memory/vector_cache.py`), from memory without any
+wait. The rest is computed in passes that `embedding_queue.py` makes up: texts of all agents, sorted
+by length, a query before a load. While one pass is computed the next ones gather, so agents that
+embed at the same time share a pass without anybody waiting on purpose. The thread gives way to
+those that generate, whose every step waits for its slowest thread (decision 13).
 """
 
 from __future__ import annotations
@@ -11,31 +13,37 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 from llmos.drivers.contract import Allocation, DeviceError, EmbeddingInfo, EmbeddingModel
 from llmos.kernel.clock import Clock
+from llmos.kernel.embedding_queue import EmbeddingQueue, Item, Request, Vectors
 from llmos.kernel.threads import contained, settle, yield_to_others
 from llmos.kernel.trace import Tracer
+from llmos.memory.vector_cache import Vector, VectorCache, key_of
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo
 
-Vectors = list[list[float]]
-BATCH_TEXTS = 64
+Role = Literal["query", "document"]
+
 PRIORITY_STEPS = 10
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    texts: Sequence[str]
-    done: asyncio.Future[Vectors]
+# Where a text is cut before it is hashed, in characters for each token of the model's window.
+TOKEN_CHARS = 64
 
 
 class Embedder:
-    """Public methods are for the event loop."""
+    """Public methods are for the event loop.
+
+    `cache` is shared by the embedders that follow each other; None: everything is computed.
+    """
 
     def __init__(
-        self, name: str, open_driver: Callable[[], EmbeddingModel], clock: Clock, tracer: Tracer
+        self,
+        name: str,
+        open_driver: Callable[[], EmbeddingModel],
+        clock: Clock,
+        tracer: Tracer,
+        cache: VectorCache | None = None,
     ) -> None:
         self.name = name
         self.is_down = False
@@ -43,14 +51,17 @@ class Embedder:
         self._open_driver = open_driver
         self._clock = clock
         self._tracer = tracer
+        self._cache = cache or VectorCache(None, memory_bytes=0, disk_bytes=0)
         self._driver: EmbeddingModel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened: asyncio.Future[None] | None = None
         self._thread: threading.Thread | None = None
-        self._inbox: deque[_Request] = deque()
+        self._queue: EmbeddingQueue | None = None
         self._wake = threading.Condition()
         self._is_closing = False
-        self._batches = 0
+        self._passes = 0
+        self._computed = 0
+        self._cached = 0
 
     @property
     def driver(self) -> EmbeddingModel:
@@ -80,15 +91,33 @@ class Embedder:
                 device=self.name,
             ) from problem
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit-length vector a text. Raises: SyscallError("device")."""
-        request = _Request(texts, asyncio.get_running_loop().create_future())
-        with self._wake:
-            if self._is_closing:
+    async def embed(
+        self, texts: Sequence[str], *, role: Role | None = None, is_idle: bool = False
+    ) -> Vectors:
+        """One unit-length vector a text.
+
+        `role` puts what the model wants before a query or a document in front of each. `is_idle`
+        has all other texts computed first.
+        Raises: SyscallError("invalid") for a blank text; SyscallError("device").
+        """
+        for place, text in enumerate(texts):
+            if not text or text.isspace():
                 raise SyscallError(
-                    "device", f"embedding device {self.name} was closed", device=self.name
+                    "invalid",
+                    f"texts.{place}: it is blank, so there is no meaning to embed",
+                    field=f"texts.{place}",
                 )
-            self._inbox.append(request)
+        request = self._request(texts, role, is_idle=is_idle)
+        self._cached += len(texts) - len(request.missing)
+        if not request.missing:
+            return [vector for vector in request.vectors if vector is not None]
+        with self._wake:
+            if self._is_closing or self.is_down:
+                why = "was closed" if self._is_closing else f"is down: {self.reason}"
+                raise SyscallError(
+                    "device", f"embedding device {self.name} {why}", device=self.name
+                )
+            self._texts.push(request)
             self._wake.notify()
         try:
             return await request.done
@@ -96,6 +125,28 @@ class Embedder:
             raise SyscallError(
                 "device", f"embedding failed: {problem}", device=self.name
             ) from problem
+
+    def _request(self, texts: Sequence[str], role: Role | None, *, is_idle: bool) -> Request:
+        model = self.model
+        prefixes = {"query": model.query_prefix, "document": model.document_prefix}
+        prefix = "" if role is None else prefixes[role]
+        longest = model.max_tokens * TOKEN_CHARS
+        whole = [f"{prefix}{text.lstrip()[:longest]}" for text in texts]
+        keys = [key_of(model.identity or self.name, text) for text in whole]
+        vectors = [self._cache.look(key) for key in keys]
+        return Request(
+            texts=whole,
+            keys=keys,
+            vectors=vectors,
+            done=asyncio.get_running_loop().create_future(),
+            is_idle=is_idle,
+            missing=deque(place for place, vector in enumerate(vectors) if vector is None),
+        )
+
+    @property
+    def _texts(self) -> EmbeddingQueue:
+        assert self._queue is not None, "texts are queued once the device is open"
+        return self._queue
 
     async def stop(self) -> None:
         """Close the device; what still waits fails."""
@@ -114,12 +165,18 @@ class Embedder:
             model=self.name,
             state="down" if self.is_down else "ready" if is_open else "opening",
             reason=self.reason,
-            waiting=len(self._inbox),
-            steps=self._batches,
+            waiting=0 if self._queue is None else len(self._queue.waiting()),
+            steps=self._passes,
         )
 
     def allocations(self) -> list[Allocation]:
-        return [] if self._driver is None else self._driver.allocations()
+        if self._driver is None:
+            return []
+        return [*self._driver.allocations(), Allocation("cache", self._cache.memory_bytes)]
+
+    def counts(self) -> dict[str, int]:
+        """Texts that were computed and texts that came from the cache, since the start."""
+        return {"computed": self._computed, "cached": self._cached}
 
     # --- device thread ----------------------------------------------------------------------------
 
@@ -132,54 +189,75 @@ class Embedder:
             self.is_down, self.reason = True, str(problem)
             self._loop.call_soon_threadsafe(settle, self._opened, None, problem)
             return
+        info = self._driver.info
+        self._queue = EmbeddingQueue(pass_tokens=info.batch_tokens, max_tokens=info.max_tokens)
         self._loop.call_soon_threadsafe(settle, self._opened, None, None)
-        while True:
-            batch = self._next_batch()
-            if not batch:
-                break
-            self._serve(batch)
+        while items := self._next_pass():
+            self._serve(items)
         self._driver.close()
 
-    def _next_batch(self) -> list[_Request]:
-        """The requests of the next forward pass, waiting for one; none when closing."""
+    def _next_pass(self) -> list[Item]:
+        """The texts of the next pass, waiting for some; none when closing or down."""
         with self._wake:
-            while not self._inbox and not self._is_closing:
+            while not (self._is_closing or self.is_down):
+                if items := self._texts.next_pass():
+                    return items
                 self._wake.wait()
-            if self._is_closing:
-                waiting = list(self._inbox)
-                self._inbox.clear()
-                for request in waiting:
-                    self._tell(request, None, DeviceError("the device was closed"))
-                return []
-            batch = [self._inbox.popleft()]
-            size = len(batch[0].texts)
-            while self._inbox and size + len(self._inbox[0].texts) <= BATCH_TEXTS:
-                batch.append(self._inbox.popleft())
-                size += len(batch[-1].texts)
-            return batch
+            closed = DeviceError(self.reason or "the device was closed")
+            for request in self._texts.waiting():
+                self._tell(request, closed)
+            return []
 
-    def _serve(self, batch: Sequence[_Request]) -> None:
+    def _serve(self, items: Sequence[Item]) -> None:
+        """Give each text its vector, and those whose last it was their answer."""
         started = self._clock.now()
-        texts = [text for request in batch for text in request.texts]
+        items = [item for item in items if not item.request.is_gone]
+        texts = {item.key: item.text for item in items}
         try:
-            vectors = contained(lambda: self.driver.embed(texts), is_fatal=False)
+            known = self._cache.find(texts)
+            fresh = self._computed_vectors({k: t for k, t in texts.items() if k not in known})
         except Exception as problem:  # noqa: BLE001 - a dead thread would leave everybody waiting
-            for request in batch:
-                self._tell(request, None, problem)
+            self._fail(items, problem)
             return
-        self._batches += 1
-        position = 0
-        for request in batch:
-            self._tell(request, vectors[position : position + len(request.texts)], None)
-            position += len(request.texts)
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(
-            self._trace, started, self._clock.now(), len(texts), len(batch)
-        )
+        for item in items:
+            vector = known.get(item.key) or fresh[item.key]
+            item.request.vectors[item.place] = vector
+        for request in dict.fromkeys(item.request for item in items):
+            if all(vector is not None for vector in request.vectors):
+                self._tell(request, None)
+        self._cached += len(texts) - len(fresh)
+        if fresh:
+            self._passes += 1
+            self._computed += len(fresh)
+            self._cache.add(fresh)
+            assert self._loop is not None
+            requests = len({id(item.request) for item in items})
+            self._loop.call_soon_threadsafe(
+                self._trace, started, self._clock.now(), len(fresh), requests
+            )
 
-    def _tell(self, request: _Request, vectors: Vectors | None, problem: Exception | None) -> None:
+    def _computed_vectors(self, texts: dict[bytes, str]) -> dict[bytes, Vector]:
+        if not texts:
+            return {}
+        vectors = contained(lambda: self.driver.embed(list(texts.values())), is_fatal=False)
+        return dict(zip(texts, vectors, strict=True))
+
+    def _fail(self, items: Sequence[Item], problem: Exception) -> None:
+        """Fail the requests of a pass; of several, only those that fail alone as well."""
+        requests = list(dict.fromkeys(item.request for item in items))
+        is_fatal = isinstance(problem, DeviceError) and problem.is_fatal
+        if is_fatal:
+            self.is_down, self.reason = True, str(problem)
+        elif len(requests) > 1:
+            for request in requests:
+                self._serve([item for item in items if item.request is request])
+            return
+        for request in requests:
+            self._tell(request, problem)
+
+    def _tell(self, request: Request, problem: Exception | None) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(settle, request.done, vectors, problem)
+        self._loop.call_soon_threadsafe(settle, request.done, request.vectors, problem)
 
     def _trace(self, started_s: float, ended_s: float, texts: int, requests: int) -> None:
         self._tracer.span(

@@ -367,7 +367,7 @@ class Kernel:
         embedding = self.settings.embedding
         if embedding is None:
             raise SyscallError("not_available", "no embedding model is configured")
-        return Store(self.settings.home / "memory", dimensions=embedding.dimensions)
+        return Store(self.settings.home / "memory", dimensions=embedding.width())
 
     def _handle(self, process: Process) -> Any:
         trap = TaskTrap(

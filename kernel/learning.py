@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmos.kernel.devices import Devices
 from llmos.kernel.files import FileSystem
 from llmos.kernel.process import Process
-from llmos.kernel.settings import Settings
+from llmos.kernel.settings import EmbeddingSetting, Settings
 from llmos.memory.registry import Registry
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
@@ -119,7 +119,7 @@ class Learning:
                 ModelVersion(
                     name=embedding.name,
                     kind="embedding",
-                    card={"dimensions": embedding.dimensions},
+                    card=_embedding_card(embedding),
                 )
             )
         return ModelVersions(models=(*found, *self._registry().list()))
@@ -162,3 +162,11 @@ class Learning:
                 "not_available", f"driver {setting.driver} has no weights to train", field="base"
             )
         return setting.base, setting.weights()
+
+
+def _embedding_card(embedding: EmbeddingSetting) -> JsonObject:
+    """What is known of the embedding model; why nothing is, while it is not on this machine."""
+    try:
+        return {"dimensions": embedding.width()}
+    except SyscallError as problem:
+        return {"problem": str(problem)}

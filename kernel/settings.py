@@ -46,9 +46,26 @@ class ModelSetting:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSetting:
+    """The embedding model. `identify` names what it computes before it is opened.
+
+    `dimensions` is a function where it is read from the model's files. Computed vectors are kept:
+    `cache_bytes` of them in memory, `cache_disk_bytes` on disk (0: none).
+    """
+
     name: str
-    dimensions: int
+    dimensions: int | Callable[[], int]
     open: Callable[[], EmbeddingModel]
+    identify: Callable[[], str] | None = None
+    cache_bytes: int = 64 * 2**20
+    cache_disk_bytes: int = 0
+
+    def width(self) -> int:
+        """Numbers of one vector; may read a file. Raises: SyscallError."""
+        return self.dimensions if isinstance(self.dimensions, int) else self.dimensions()
+
+    def identity(self) -> str:
+        """What the model computes, in a word; may read its files. Raises: SyscallError."""
+        return self.name if self.identify is None else self.identify()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ registers the shipped programs and tools.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from llmos.agents.programs import PROGRAMS
 from llmos.agents.tools import TOOLS
 from llmos.config import Config, EmbeddingConfig, ModelConfig, load_config
 from llmos.drivers.chat_model import ChatModel, RemoteSpec
-from llmos.drivers.contract import EmbeddingModel, LanguageModel, ModelSpec
+from llmos.drivers.contract import DeviceError, EmbeddingModel, LanguageModel, ModelSpec
 from llmos.drivers.opening import (
     DriverName,
     open_embedding_model,
     open_language_model,
     open_remote_model,
 )
+from llmos.drivers.sentence_folder import dimensions as embedding_dimensions
+from llmos.drivers.sentence_folder import identity as embedding_identity
 from llmos.kernel.budget import Prices
 from llmos.kernel.clock import Clock
 from llmos.kernel.kernel import Kernel
@@ -38,11 +40,12 @@ from llmos.kernel.settings import (
     Settings,
 )
 from llmos.memory.model_store import ModelStore
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.trap import ProgramFunction
 from llmos.weights import fitted
 
-# The width of the default embedding model; another one's is read from its card.
-DEFAULT_DIMENSIONS = 384
+# Of the default embedding model, so that the store opens where the model is not yet pulled.
+_DEFAULT_DIMENSIONS = 384
 
 
 @asynccontextmanager
@@ -87,8 +90,11 @@ def settings_of(config: Config) -> Settings:
         classes=config.classes,
         embedding=EmbeddingSetting(
             name=embedding.name,
-            dimensions=DEFAULT_DIMENSIONS,
+            dimensions=lambda: _dimensions(embedding, store),
             open=_embedding_opener(embedding, store),
+            identify=lambda: _identity(embedding, store),
+            cache_bytes=embedding.cache_bytes,
+            cache_disk_bytes=embedding.cache_disk_bytes,
         ),
         kv=KVSettings(
             host_bytes=config.kv.host_bytes,
@@ -195,6 +201,41 @@ def _embedding_opener(
 ) -> Callable[[], EmbeddingModel]:
     def open_model() -> EmbeddingModel:
         path = store.find(embedding.source)
-        return open_embedding_model(ModelSpec(embedding.name, path, device=embedding.device))
+        spec = ModelSpec(
+            embedding.name,
+            path,
+            device=embedding.device,
+            dtype=embedding.dtype,
+            threads=embedding.threads,
+            query_prefix=embedding.query_prefix,
+            document_prefix=embedding.document_prefix,
+        )
+        return open_embedding_model(spec)
 
     return open_model
+
+
+def _dimensions(embedding: EmbeddingConfig, store: ModelStore) -> int:
+    """The width of the embedding model's vectors, by its files where it is not the default one."""
+    if embedding.source == EmbeddingConfig().source:
+        return _DEFAULT_DIMENSIONS
+    with _as_device_errors(embedding):
+        return embedding_dimensions(store.find(embedding.source))
+
+
+def _identity(embedding: EmbeddingConfig, store: ModelStore) -> str:
+    """What the embedding model computes of a document: the weights and the prefix."""
+    with _as_device_errors(embedding):
+        weights = embedding_identity(store.find(embedding.source))
+    prefix = embedding.document_prefix
+    return weights if prefix is None else f"{weights} {prefix}"
+
+
+@contextmanager
+def _as_device_errors(embedding: EmbeddingConfig) -> Generator[None]:
+    try:
+        yield
+    except DeviceError as problem:
+        raise SyscallError(
+            "device", f"embedding model {embedding.name}: {problem}", device=embedding.name
+        ) from problem

@@ -122,11 +122,22 @@ class ModelConfig(Settings):
 
 
 class EmbeddingConfig(Settings):
-    """The embedding model behind `Embed` and the long-term store."""
+    """The embedding model behind `Embed` and the long-term store.
+
+    The prefixes are what the model wants before queries and documents; None: what its files say.
+    `cache_bytes` of computed vectors are kept in memory and `cache_disk_bytes` on disk, so that
+    what was embedded once is not embedded again.
+    """
 
     name: str = Field(default="minilm", min_length=1)
     source: str = Field(default="minilm", min_length=1)
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    dtype: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+    cache_bytes: int = Field(default=64 * 2**20, ge=0)
+    cache_disk_bytes: int = Field(default=256 * 2**20, ge=0)
 
 
 _REMOTE_ONLY = (

@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_refused(minilm_path: Path, tmp_path: Path) -> None:
         ("cut", "model.safetensors", b"\0" * 30),
         ("settings", "config.json", b"{"),
         ("window", "sentence_bert_config.json", b"{"),
-        ("pooling", "1_Pooling/config.json", b'{"pooling_mode_cls_token": true}'),
+        ("pooling", "1_Pooling/config.json", b'{"pooling_mode_new": true}'),
     ):
         folder = tmp_path / name
         shutil.copytree(minilm_path, folder)

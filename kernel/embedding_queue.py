@@ -1,0 +1,144 @@
+"""Which texts the embedding device computes next: passes of like lengths, the urgent ones first.
+
+A request of a few texts is somebody who waits for an answer; one of many is a load. Few go before
+many, each in passes of their own, and take turns with them, so that neither waits for more than one
+pass of the other. Loads of several agents are mixed and sorted by length. What runs in idle time
+comes only when nothing else waits. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Vectors = list[list[float]]
+
+FEW_TEXTS = 8
+# A load is sorted by length within so many texts: enough for little padding, and a load that comes
+# later is mixed in soon.
+POOL_TEXTS = 256
+_CHARS_PER_TOKEN = 4  # of English; it decides only how many texts go into one pass
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Texts that one caller waits for. `vectors` has gaps until all are computed."""
+
+    texts: Sequence[str]
+    keys: Sequence[bytes]
+    vectors: list[list[float] | None]
+    done: asyncio.Future[Vectors]
+    is_idle: bool = False
+    missing: deque[int] = field(default_factory=deque[int])  # places not yet given out
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.done.done()
+
+
+class Item(NamedTuple):
+    """One text of a request."""
+
+    request: Request
+    place: int
+    tokens: int  # about, to batch by
+
+    @property
+    def text(self) -> str:
+        return self.request.texts[self.place]
+
+    @property
+    def key(self) -> bytes:
+        return self.request.keys[self.place]
+
+
+class EmbeddingQueue:
+    """`pass_tokens`: about the tokens of one forward pass; `max_tokens`: where a text is cut."""
+
+    def __init__(self, *, pass_tokens: int, max_tokens: int) -> None:
+        self._pass_tokens = pass_tokens
+        self._max_tokens = max_tokens
+        self._few: deque[Request] = deque()
+        self._many: deque[Request] = deque()
+        self._idle: deque[Request] = deque()
+        self._pool: deque[list[Item]] = deque()  # passes of loads, made up already
+        self._idle_pool: deque[list[Item]] = deque()
+        self._was_few = False
+
+    def push(self, request: Request) -> None:
+        """Queue a request's missing texts."""
+        if request.is_idle:
+            self._idle.append(request)
+        elif len(request.missing) <= FEW_TEXTS:
+            self._few.append(request)
+        else:
+            self._many.append(request)
+
+    def waiting(self) -> list[Request]:
+        """The requests that still have texts to be computed."""
+        queued = (*self._few, *self._many, *self._idle)
+        pooled = (
+            item.request for part in (self._pool, self._idle_pool) for one in part for item in one
+        )
+        return [one for one in dict.fromkeys((*queued, *pooled)) if not one.is_gone]
+
+    def next_pass(self) -> list[Item]:
+        """The texts of the next pass; none when nothing waits."""
+        self._fill(self._pool, self._many)
+        if self._few and not (self._was_few and self._pool):
+            self._was_few = True
+            if items := self._take_few():
+                return items
+        self._was_few = False
+        if self._pool:
+            return self._pool.popleft()
+        self._fill(self._idle_pool, self._idle)
+        return self._idle_pool.popleft() if self._idle_pool else []
+
+    def _take_few(self) -> list[Item]:
+        """Small requests in the order in which they came, up to one pass."""
+        items: list[Item] = []
+        total = 0
+        while self._few:
+            request = self._few[0]
+            new = [] if request.is_gone else [self._item(request, p) for p in request.missing]
+            size = sum(item.tokens for item in new)
+            if items and total + size > self._pass_tokens:
+                break
+            self._few.popleft()
+            request.missing.clear()
+            items += new
+            total += size
+        return items
+
+    def _fill(self, pool: deque[list[Item]], requests: deque[Request]) -> None:
+        """Make up passes of texts of like length, taken from the requests in turn."""
+        while pool and all(item.request.is_gone for item in pool[0]):
+            pool.popleft()
+        if pool:
+            return
+        items: list[Item] = []
+        while requests and len(items) < POOL_TEXTS:
+            request = requests.popleft()
+            if request.is_gone:
+                continue
+            items.append(self._item(request, request.missing.popleft()))
+            if request.missing:
+                requests.append(request)
+        batch: list[Item] = []
+        for item in sorted(items, key=lambda item: item.tokens):
+            # All are padded to the longest, which is the last.
+            if batch and (len(batch) + 1) * item.tokens > self._pass_tokens:
+                pool.append(batch)
+                batch = []
+            batch.append(item)
+        if batch:
+            pool.append(batch)
+
+    def _item(self, request: Request, place: int) -> Item:
+        tokens = len(request.texts[place]) // _CHARS_PER_TOKEN + 2
+        return Item(request, place, min(tokens, self._max_tokens))
