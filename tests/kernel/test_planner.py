@@ -34,6 +34,13 @@ def test_a_prompt_alone_is_read_in_chunks_that_keep_the_step_short() -> None:
     assert chosen == [Share(1, 64, False)]
 
 
+def test_a_prompt_is_cut_after_whole_tiles_and_its_end_is_not_cut() -> None:
+    limits = Limits(calm_step_s=0.9)  # time for about 200 tokens
+    (share,) = planner(limits=limits).plan([prompt(1, 2000)])
+    assert share.tokens == 192
+    assert planner(limits=limits).plan([prompt(1, 215)]) == [Share(1, 215, False)]
+
+
 def test_a_pass_that_seems_longer_than_a_step_may_be_is_taken_all_the_same() -> None:
     stalled = {1: 2.0, 512: 900.0}
     assert planner(stalled).plan([prompt(1, 1), prompt(2, 40)]) == [Share(1, 1, False)]
