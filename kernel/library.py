@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llmos.kernel.devices import Devices
 from llmos.kernel.process import Process
+from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls import calls
 from llmos.syscalls.errors import ConfigError, SyscallError
@@ -55,12 +56,14 @@ class Library:
 
         def search() -> Hits:
             return store.retrieve(
-                call.query,
-                vector,
-                k=call.k,
-                mode=call.mode,
-                namespaces=namespaces,
-                where=call.where,
+                Query(
+                    text=call.query,
+                    vector=vector,
+                    k=call.k,
+                    mode=call.mode,
+                    namespaces=namespaces,
+                    where=call.where,
+                )
             )
 
         return await asyncio.to_thread(search)

@@ -1,6 +1,6 @@
-"""Notes in the database: inserting, selecting, filtering and deleting rows.
+"""Notes in the database: inserting, selecting and deleting rows.
 
-Owns the SQL over the tables of `database.py`. Every function takes the connection that its caller
+Owns the SQL over the tables of `schema.py`. Every function takes the connection that its caller
 holds, inside the caller's transaction; nothing here commits, locks or knows FAISS.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from llmos.memory.conditions import canonical, stored
+from llmos.memory.filters import Filter, checked_namespace
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import Hit, NamespaceStat
+from llmos.syscalls.results import NamespaceStat
 from llmos.syscalls.values import JsonObject, JsonValue
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     Ids = NDArray[np.int64]
     Matrix = NDArray[np.float32]
 
-LONG_FACT_CHARACTERS = 200  # longer metadata values are compared by their digest
 SQLITE_INTEGER = range(-(2**63), 2**63)
+_FEW = 32  # so many ids are bound one by one, more as one JSON list
 
 
 class Row(NamedTuple):
@@ -39,44 +40,60 @@ class Row(NamedTuple):
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which notes a call is about. Notes that expired by `now` are never among them."""
+class NoteRow(NamedTuple):
+    """A note as it is stored. Times are seconds since the epoch."""
 
-    namespaces: Sequence[str]
-    now: float
-    where: JsonObject
-    source: str | None = None
-    ids: Sequence[int] | None = None
-
-    def sql(self) -> tuple[str, list[JsonValue]]:
-        """A condition on `notes` and its parameters."""
-        conditions = [
-            "notes.namespace IN (SELECT value FROM json_each(?))",
-            "(notes.expires_at IS NULL OR notes.expires_at > ?)",
-        ]
-        names = [checked_namespace(name) for name in self.namespaces]
-        parameters: list[JsonValue] = [json.dumps(names), self.now]
-        if self.source is not None:
-            conditions.append("notes.source = ?")
-            parameters.append(self.source)
-        if self.ids is not None:
-            conditions.append("notes.id IN (SELECT value FROM json_each(?))")
-            parameters.append(json.dumps(list(self.ids)))
-        for key, value in _facts(self.where, field="where"):
-            conditions.append("notes.id IN (SELECT note FROM facts WHERE key = ? AND value = ?)")
-            parameters += [key, value]
-        return " AND ".join(conditions), parameters
+    id: int
+    namespace: str
+    owner: str | None
+    text: str
+    metadata: JsonObject
+    source: str | None
+    position: int | None
+    kind: str
+    created_at: float
+    expires_at: float | None
+    valid_from: float | None
+    valid_to: float | None
+    superseded_by: int | None
+    importance: float
+    parent: int | None
 
 
-def checked_namespace(name: str) -> str:
-    """The name itself. Raises: SyscallError("invalid") for one that SQLite would confuse.
+_COLUMNS = ", ".join(f"notes.{name}" for name in NoteRow._fields)
 
-    Its JSON functions end a text at a NUL, which would make two namespaces one.
-    """
-    if not name or "\0" in name:
-        raise SyscallError("invalid", "a namespace is text without NUL", field="namespace")
-    return name
+
+class Edge(NamedTuple):
+    """What a semantic note says, and when it was so."""
+
+    note: int
+    namespace: str
+    subject: str
+    relation: str
+    object: str
+    is_single: bool
+    created_at: float
+    valid_from: float | None
+    valid_to: float | None
+    superseded_by: int | None
+
+
+class Version(NamedTuple):
+    """A state of the store: the newest id ever given, the newest entry of the log of changes, and
+    how often all vectors were replaced. Each only grows."""
+
+    last_id: int
+    seq: int
+    generation: int
+
+
+def version(sql: sqlite3.Connection) -> Version:
+    """The state that this connection sees."""
+    last_id, seq, generation = sql.execute(
+        "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'notes'),"
+        " (SELECT seq FROM sqlite_sequence WHERE name = 'changes'), generation FROM store"
+    ).fetchone()
+    return Version(last_id or 0, seq or 0, generation)
 
 
 def prepare(namespace: str, note: Note) -> Row:
@@ -87,20 +104,29 @@ def prepare(namespace: str, note: Note) -> Row:
     """
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
-    metadata = _canonical(note.metadata, field="metadata")
+    metadata = canonical(note.metadata, field="metadata")
     identity = json.dumps([checked_namespace(namespace), note.source, note.text, metadata])
     digest = blake2b(identity.encode(), digest_size=16).digest()
-    return Row(note, metadata, tuple(_facts(note.metadata, field="metadata")), digest)
+    return Row(note, metadata, tuple(_facts(note.metadata)), digest)
 
 
-def insert(sql: sqlite3.Connection, namespace: str, row: Row, vector: bytes, now: float) -> int:
+def insert(
+    sql: sqlite3.Connection,
+    namespace: str,
+    row: Row,
+    vector: bytes,
+    now: float,
+    *,
+    owner: str | None = None,
+) -> int:
     """Insert a note that is not there yet; its id."""
     note = row.note
     cursor = sql.execute(
-        "INSERT INTO notes (namespace, text, metadata, source, position, created_at, expires_at,"
-        " digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO notes (namespace, owner, text, metadata, source, position, created_at,"
+        " expires_at, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             namespace,
+            owner,
             note.text,
             row.metadata,
             note.source,
@@ -111,26 +137,28 @@ def insert(sql: sqlite3.Connection, namespace: str, row: Row, vector: bytes, now
         ),
     )
     inserted = cursor.lastrowid
-    sql.execute("INSERT INTO vectors (note, vector) VALUES (?, ?)", (inserted, vector))
-    sql.executemany(
-        "INSERT INTO facts (note, key, value) VALUES (?, ?, ?)",
-        [(inserted, key, value) for key, value in row.facts],
-    )
     assert inserted is not None  # an INSERT has just succeeded
+    sql.execute("INSERT INTO vectors (note, vector) VALUES (?, ?)", (inserted, vector))
+    if row.facts:
+        sql.executemany(
+            "INSERT INTO facts (note, key, value) VALUES (?, ?, ?)",
+            [(inserted, key, value) for key, value in row.facts],
+        )
     return inserted
 
 
 def find_duplicate(sql: sqlite3.Connection, row: Row) -> int | None:
     """The id of the note that says the same, made to last as long as the new one would."""
-    found = sql.execute("SELECT id FROM notes WHERE digest = ?", (row.digest,)).fetchone()
+    found = sql.execute(
+        "SELECT id, expires_at FROM notes WHERE digest = ? AND superseded_by IS NULL",
+        (row.digest,),
+    ).fetchone()
     if found is None:
         return None
-    sql.execute(
-        # max() of anything and NULL is NULL: never to expire is longest.
-        "UPDATE notes SET expires_at = max(expires_at, ?) WHERE id = ?",
-        (row.note.expires_at, found[0]),
-    )
-    return found[0]
+    note, expires_at = found
+    if expires_at is not None and (row.note.expires_at is None or row.note.expires_at > expires_at):
+        sql.execute("UPDATE notes SET expires_at = ? WHERE id = ?", (row.note.expires_at, note))
+    return note
 
 
 def select_ids(sql: sqlite3.Connection, chosen: Filter) -> Ids:
@@ -153,41 +181,49 @@ def search_text(
     ).fetchall()
 
 
-def fetch(
-    sql: sqlite3.Connection, scored: Sequence[tuple[int, float, dict[str, float]]]
-) -> list[Hit]:
-    """The notes of (id, score, parts) triples, in their order."""
+def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:
+    """Those of the notes that are still there, by id, in the order asked for."""
+    among, parameters = _among(ids)
+    rows = sql.execute(f"SELECT {_COLUMNS} FROM notes WHERE id IN {among}", parameters)
+    found = {row[0]: row for row in rows}
+    return {
+        item: NoteRow(*row[:4], json.loads(row[4]), *row[5:])
+        for item in ids
+        if (row := found.get(item)) is not None
+    }
+
+
+def neighbours(sql: sqlite3.Connection, note: int, n: int) -> list[int]:
+    """The notes of the same namespace and source up to n positions before and after, in order."""
     rows = sql.execute(
-        "SELECT id, namespace, text, metadata, source, position, created_at FROM notes"
-        " WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps([item for item, _, _ in scored]),),
+        "SELECT beside.id FROM notes AS own JOIN notes AS beside ON"
+        " beside.namespace = own.namespace AND beside.source = own.source"
+        " AND beside.position BETWEEN own.position - ? AND own.position + ?"
+        " WHERE own.id = ? AND beside.id <> own.id ORDER BY beside.position, beside.id",
+        (n, n, note),
     )
-    by_id = {row[0]: row for row in rows}
-    hits: list[Hit] = []
-    for item, score, parts in scored:
-        _, namespace, text, metadata, source, position, created_at = by_id[item]
-        hits.append(
-            Hit(
-                id=item,
-                text=text,
-                namespace=namespace,
-                score=score,
-                parts=parts,
-                metadata=json.loads(metadata),
-                source=source,
-                position=position,
-                created_at=created_at,
-            )
-        )
-    return hits
+    return [beside for (beside,) in rows]
+
+
+def edges(sql: sqlite3.Connection, chosen: Filter) -> list[Edge]:
+    """The facts of the notes that pass a filter, oldest first."""
+    condition, parameters = chosen.sql()
+    rows = sql.execute(
+        "SELECT notes.id, edges.namespace, subject, relation, object, is_single, created_at,"
+        " valid_from, valid_to, superseded_by FROM edges JOIN notes ON notes.id = edges.note"
+        f" WHERE {condition} ORDER BY notes.id",
+        parameters,
+    )
+    return [Edge(*row[:5], bool(row[5]), *row[6:]) for row in rows]
 
 
 def delete(sql: sqlite3.Connection, ids: Ids) -> None:
-    """Delete notes with their vectors, facts and full-text entries."""
-    sql.execute(
-        "DELETE FROM notes WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps(ids.tolist()),),
-    )
+    """Delete notes with their vectors, facts, edges and full-text entries."""
+    if len(ids):
+        sql.execute(
+            "DELETE FROM notes WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ids.tolist()),),
+        )
 
 
 def expired(sql: sqlite3.Connection, now: float) -> Ids:
@@ -200,46 +236,63 @@ def all_ids(sql: sqlite3.Connection) -> Ids:
     return np.sort(_ids(sql, "notes INDEXED BY notes_by_namespace"))
 
 
-def last_id(sql: sqlite3.Connection) -> int:
-    """The newest id ever given, 0 before the first."""
-    found = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'notes'").fetchone()
-    return found[0] if found else 0
-
-
 def vectors(
-    sql: sqlite3.Connection, ids: Ids, dimensions: int, *, batch: int = 8192
+    sql: sqlite3.Connection, ids: Ids | Sequence[int], dimensions: int, *, batch: int = 8192
 ) -> Iterator[tuple[list[int], Matrix]]:
-    """The stored vectors of notes, in batches `(ids, (n, dimensions))`.
+    """The stored vectors of notes, in batches `(ids, (n, dimensions))`, by id.
 
     Raises: ValueError when one is missing or has another size than it was stored with.
     """
     for start in range(0, len(ids), batch):
-        wanted = ids[start : start + batch].tolist()
+        wanted = ids[start : start + batch]
+        among, parameters = _among([int(item) for item in wanted])
         rows = sql.execute(
-            "SELECT note, vector FROM vectors WHERE note IN (SELECT value FROM json_each(?))"
-            " ORDER BY note",
-            (json.dumps(wanted),),
+            f"SELECT note, vector FROM vectors WHERE note IN {among} ORDER BY note", parameters
         ).fetchall()
-        if len(rows) != len(wanted) or any(len(blob) != 4 * dimensions for _, blob in rows):
+        if len(rows) != len(wanted):
             raise ValueError("a note has no whole vector")
-        matrix = np.frombuffer(b"".join(blob for _, blob in rows), dtype="<f4")
-        yield [note for note, _ in rows], matrix.reshape(len(rows), dimensions)
+        yield [note for note, _ in rows], as_matrix([blob for _, blob in rows], dimensions)
+
+
+def as_matrix(blobs: Sequence[bytes], dimensions: int) -> Matrix:
+    """Stored vectors as a matrix. Raises: ValueError for one of another size."""
+    if any(len(blob) != 4 * dimensions for blob in blobs):
+        raise ValueError("a note has no whole vector")
+    return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dimensions)
+
+
+def namespaces(sql: sqlite3.Connection) -> list[str]:
+    """Every namespace that has a note, sorted; takes one look at an index for each."""
+    rows = sql.execute(
+        "WITH RECURSIVE each_one (name) AS (SELECT min(namespace) FROM notes UNION ALL"
+        " SELECT (SELECT min(namespace) FROM notes WHERE namespace > name) FROM each_one"
+        " WHERE name IS NOT NULL) SELECT name FROM each_one WHERE name IS NOT NULL"
+    )
+    return [name for (name,) in rows]
 
 
 def count_by_namespace(
-    sql: sqlite3.Connection, namespaces: Sequence[str] | None, now: float
+    sql: sqlite3.Connection, names: Sequence[str] | None, now: float
 ) -> tuple[NamespaceStat, ...]:
     """How many live notes each namespace has; None is all namespaces."""
-    counts = sql.execute(
-        "SELECT namespace, count(*) FROM notes WHERE expires_at IS NULL OR expires_at > ?"
-        " GROUP BY namespace ORDER BY namespace",
-        (now,),
+    counts = sql.execute("SELECT namespace, count(*) FROM notes GROUP BY namespace")
+    gone = dict(
+        sql.execute(
+            "SELECT namespace, count(*) FROM notes WHERE expires_at <= ? GROUP BY namespace", (now,)
+        )
     )
     return tuple(
-        NamespaceStat(namespace=namespace, items=items)
-        for namespace, items in counts
-        if namespaces is None or namespace in namespaces
+        NamespaceStat(namespace=name, items=items - gone.get(name, 0))
+        for name, items in counts
+        if (names is None or name in names) and items > gone.get(name, 0)
     )
+
+
+def _among(ids: Sequence[int]) -> tuple[str, list[JsonValue]]:
+    """`IN` what, for some ids. A few parameters are faster than a JSON list, many are not."""
+    if len(ids) <= _FEW:
+        return f"({', '.join('?' * len(ids))})", list(ids)
+    return "(SELECT value FROM json_each(?))", [json.dumps(list(ids))]
 
 
 def _ids(sql: sqlite3.Connection, rows: str, parameters: Sequence[JsonValue] = ()) -> Ids:
@@ -248,30 +301,6 @@ def _ids(sql: sqlite3.Connection, rows: str, parameters: Sequence[JsonValue] = (
     return np.fromstring(text or "", dtype=np.int64, sep=",")
 
 
-def _facts(metadata: JsonObject, *, field: str) -> Iterator[tuple[str, str]]:
+def _facts(metadata: JsonObject) -> Iterator[tuple[str, str]]:
     for key, value in metadata.items():
-        text = _canonical(value, field=field)
-        if len(text) > LONG_FACT_CHARACTERS:
-            # No JSON text begins like this, so a digest equals only a digest.
-            text = "blake2b:" + blake2b(text.encode(), digest_size=16).hexdigest()
-        yield json.dumps(key), text
-
-
-def _canonical(value: JsonValue, *, field: str) -> str:
-    """JSON text that is equal exactly for equal JSON values: 1 and 1.0 are, 1 and true are not."""
-    try:
-        return json.dumps(
-            _whole_numbers(value), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-    except (TypeError, ValueError) as problem:
-        raise SyscallError("invalid", f"{field} is not JSON: {problem}", field=field) from problem
-
-
-def _whole_numbers(value: JsonValue) -> JsonValue:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_whole_numbers(item) for item in value]
-    return value
+        yield json.dumps(key), stored(value, field="metadata")

@@ -20,15 +20,18 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmos.memory import notes as rows
-from llmos.memory.database import Database, damaged, storage_errors
+from llmos.memory.damage import damaged, storage_errors
+from llmos.memory.database import Database
+from llmos.memory.filters import Filter
 from llmos.memory.folder import INDEX_FILE, FolderLock
-from llmos.memory.notes import Filter
-from llmos.memory.rank import fuse, match_query
+from llmos.memory.query import Query
+from llmos.memory.reader import Reader
+from llmos.memory.search import search
 from llmos.memory.vectors import VectorIndex, unit_vectors
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -36,14 +39,9 @@ from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
 from llmos.syscalls.values import JsonObject
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from llmos.memory.vectors import Matrix
-
-Mode = Literal["dense", "lexical", "hybrid"]
-Scored = tuple[int, float, dict[str, float]]
-
-# How far down each ranking the fusion looks: a note that only one of them likes can still win.
-FUSION_DEPTH_FACTOR = 4
-FUSION_DEPTH_MIN = 50
 
 log = logging.getLogger(__name__)
 
@@ -118,39 +116,24 @@ class Store:
             self._index.remove(expired)
         return Remembered(ids=tuple(ids), duplicates=len(ids) - len(fresh))
 
-    def retrieve(
-        self,
-        query: str,
-        vector: Sequence[float] | None,
-        *,
-        k: int,
-        mode: Mode,
-        namespaces: Sequence[str],
-        where: JsonObject,
-    ) -> Hits:
-        """The k best live notes of some namespaces whose metadata has all of `where`.
+    def retrieve(self, query: Query) -> Hits:
+        """The k best live notes for a query; `search.py` says how they are ranked.
 
-        `dense` ranks by cosine to `vector`, `lexical` by BM25, `hybrid` by reciprocal rank fusion
-        of both. A hit's `parts` holds `cosine` and `bm25` where known; in hybrid mode also
-        `dense_rank` and `lexical_rank`.
         Raises: SyscallError("invalid") naming the field; SyscallError("storage").
         """
         unit = None
-        if mode != "lexical":
-            if vector is None:
-                raise SyscallError("invalid", f"{mode} search needs a vector", field="vector")
-            unit = self._unit_vectors([vector], field="vector")
-        words = None if mode == "dense" else match_query(query)
-        with self._use() as now:
-            chosen = Filter(namespaces, now, where)
-            match mode:
-                case "dense":
-                    found = [(n, s, {"cosine": s}) for n, s in self._nearest(unit, chosen, k)]
-                case "lexical":
-                    found = [(n, s, {"bm25": s}) for n, s in self._matching(words, chosen, k)]
-                case "hybrid":
-                    found = self._fused(unit, words, chosen, k)
-            return Hits(hits=tuple(rows.fetch(self._database.connection, found)))
+        if query.mode != "lexical":
+            if query.vector is None:
+                raise SyscallError("invalid", f"{query.mode} search needs a vector", field="vector")
+            unit = self._unit_vectors([query.vector], field="vector")
+        with self.reading() as reader:
+            return search(reader, query, unit, reader.now)
+
+    @contextmanager
+    def reading(self) -> Generator[Reader]:
+        """The store for one thread to read from in this block. Raises: as `retrieve`."""
+        with self._use() as now, self._database.reading() as sql:
+            yield Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
 
     def forget(
         self,
@@ -169,7 +152,9 @@ class Store:
                 "invalid", "name what to forget: ids, a source or metadata", field="ids"
             )
         with self._use() as now:
-            chosen = Filter([namespace], now, where or {}, source, list(ids) or None)
+            chosen = Filter(
+                [namespace], now, where or {}, source, list(ids) or None, with_history=True
+            )
             with self._database.transaction() as sql:
                 gone = rows.select_ids(sql, chosen)
                 rows.delete(sql, gone)
@@ -224,7 +209,7 @@ class Store:
             self._index.save(
                 self.folder,
                 store_id=self._database.store_id,
-                last_id=rows.last_id(self._database.connection),
+                last_id=rows.version(self._database.connection).last_id,
             )
         self._database.checkpoint()
 
@@ -237,7 +222,7 @@ class Store:
                 self.folder,
                 dimensions=self.dimensions,
                 store_id=self._database.store_id,
-                last_id=rows.last_id(sql),
+                last_id=rows.version(sql).last_id,
             )
             known = index.ids
             index.remove(np.setdiff1d(known, live, assume_unique=True))
@@ -261,32 +246,10 @@ class Store:
                 raise SyscallError("not_available", "the memory store is closed")
             yield self._clock()
 
-    def _nearest(self, unit: Matrix | None, chosen: Filter, k: int) -> list[tuple[int, float]]:
-        if unit is None:
-            return []
-        allowed = rows.select_ids(self._database.connection, chosen)
-        return self._index.search(unit, k, allowed)
-
-    def _matching(self, words: str | None, chosen: Filter, k: int) -> list[tuple[int, float]]:
-        if words is None:
-            return []
-        return rows.search_text(self._database.connection, words, chosen, k)
-
-    def _fused(
-        self, unit: Matrix | None, words: str | None, chosen: Filter, k: int
-    ) -> list[Scored]:
-        depth = max(FUSION_DEPTH_FACTOR * k, FUSION_DEPTH_MIN)
-        cosine = dict(self._nearest(unit, chosen, depth))
-        bm25 = dict(self._matching(words, chosen, depth))
-        found: list[Scored] = []
-        for note, score, ranks in fuse({"dense": list(cosine), "lexical": list(bm25)})[:k]:
-            parts = {f"{name}_rank": float(rank) for name, rank in ranks.items()}
-            if note in cosine:
-                parts["cosine"] = cosine[note]
-            if note in bm25:
-                parts["bm25"] = bm25[note]
-            found.append((note, score, parts))
-        return found
+    def _nearest(
+        self, sql: sqlite3.Connection, unit: Matrix, chosen: Filter, k: int
+    ) -> list[tuple[int, float]]:
+        return self._index.search(unit, k, rows.select_ids(sql, chosen))
 
     def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
         try:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -66,7 +67,14 @@ def find(
     where: dict[str, Any] | None = None,
 ) -> list[Hit]:
     found = store.retrieve(
-        query, vector(angle), k=k, mode=mode, namespaces=namespaces, where=where or {}
+        Query(
+            text=query,
+            vector=vector(angle),
+            k=k,
+            mode=mode,
+            namespaces=namespaces,
+            where=where or {},
+        )
     )
     return list(found.hits)
 
@@ -110,7 +118,7 @@ def test_lexical_search_orders_by_words_and_folds_word_forms_and_accents(store: 
 
 def test_lexical_search_needs_no_vector(store: Store) -> None:
     put(store, "The kernel")
-    hits = store.retrieve("kernel", None, k=1, mode="lexical", namespaces=["a"], where={}).hits
+    hits = store.retrieve(Query(text="kernel", k=1, mode="lexical", namespaces=["a"])).hits
     assert texts(hits) == ["The kernel"]
 
 
@@ -327,7 +335,7 @@ def test_a_bad_note_keeps_the_good_ones_out(store: Store, note: dict[str, Any], 
 def test_searching_by_meaning_needs_a_right_vector(store: Store) -> None:
     for wrong in (None, [1.0], [math.inf] * DIMENSIONS):
         with pytest.raises(SyscallError) as caught:
-            store.retrieve("x", wrong, k=1, mode="hybrid", namespaces=["a"], where={})
+            store.retrieve(Query(text="x", vector=wrong, namespaces=["a"]))
         assert caught.value.fields == {"field": "vector"}
 
 
@@ -466,6 +474,13 @@ def test_dense_search_agrees_with_numpy(store: Store) -> None:
         query = random.standard_normal(DIMENSIONS)
         order = [ids[i] for i in np.argsort(-(unit @ query)) if i % 3 == 1][:7]
         hits = store.retrieve(
-            "x", query.tolist(), k=7, mode="dense", namespaces=["a"], where={"third": 1}
+            Query(
+                text="x",
+                vector=query.tolist(),
+                k=7,
+                mode="dense",
+                namespaces=["a"],
+                where={"third": 1},
+            )
         ).hits
         assert [hit.id for hit in hits] == order

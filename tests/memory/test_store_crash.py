@@ -24,6 +24,7 @@ import faiss  # noqa: F401 - loaded before the forks, so that they start at once
 import pytest
 
 from llmos.memory import notes as rows
+from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 
@@ -178,7 +179,9 @@ def check(writer: Writer, folder: Path) -> None:
     for note in random.Random(len(stored)).sample(sorted(stored), min(5, len(stored))):
         vector = vector_of(stored[note])
         for mode, k in (("dense", 1), ("lexical", len(stored))):
-            found = store.retrieve(stored[note], vector, k=k, mode=mode, namespaces=["a"], where={})
+            found = store.retrieve(
+                Query(text=stored[note], vector=vector, k=k, mode=mode, namespaces=["a"])
+            )
             assert note in {hit.id for hit in found.hits}
     store._database.connection.execute(
         "INSERT INTO notes_text (notes_text, rank) VALUES ('integrity-check', 1)"

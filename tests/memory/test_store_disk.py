@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -60,7 +61,7 @@ def fill(store: Store) -> tuple[int, SyscallError]:
 
 def assert_whole(store: Store, batches: int) -> None:
     assert store.stat().items == len(store._index) == 10 * batches
-    hits = store.retrieve("kernel", None, k=1000, mode="lexical", namespaces=["a"], where={}).hits
+    hits = store.retrieve(Query(text="kernel", k=1000, mode="lexical", namespaces=["a"])).hits
     assert len(hits) == 10 * batches
     sql = store._database.connection
     assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

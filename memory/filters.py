@@ -1,0 +1,92 @@
+"""Which notes a call is about, as SQL over `notes`.
+
+Two parts, because one of them never changes for a note and can be remembered: its namespace, kind,
+source, owner and metadata; and what depends on the time that is asked for: whether it has expired,
+and whether what it says was so then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from llmos.memory.conditions import Sql, parse
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.values import JsonObject, JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Notes of some namespaces that pass every other condition given.
+
+    Notes that expired by `now` are never among them. `at` is the time at which they must be valid,
+    None is now; `with_history` takes them whenever they were valid.
+    """
+
+    namespaces: Sequence[str]
+    now: float
+    where: JsonObject = field(default_factory=dict[str, object])
+    source: str | None = None
+    ids: Sequence[int] | None = None
+    kinds: Sequence[str] | None = None
+    owner: str | None = None
+    at: float | None = None
+    with_history: bool = False
+
+    def sql(self) -> Sql:
+        """All conditions and their parameters."""
+        lasting, parameters = self.lasting_sql()
+        conditions = [lasting, "(notes.expires_at IS NULL OR notes.expires_at > ?)"]
+        parameters.append(self.now)
+        if not self.with_history:
+            conditions.append("(notes.valid_from IS NULL OR notes.valid_from <= ?)")
+            conditions.append("(notes.valid_to IS NULL OR notes.valid_to > ?)")
+            parameters += [self.valid_at, self.valid_at]
+        if self.ids is not None:
+            conditions.append("notes.id IN (SELECT value FROM json_each(?))")
+            parameters.append(json.dumps(list(self.ids)))
+        return " AND ".join(conditions), parameters
+
+    def lasting_sql(self) -> Sql:
+        """The conditions that a note passes for ever or never, without `ids`.
+
+        Raises: SyscallError("invalid") for a namespace or a condition that cannot be.
+        """
+        conditions = [f"notes.namespace IN ({_places(self.namespaces)})"]
+        parameters: list[JsonValue] = [checked_namespace(name) for name in self.namespaces]
+        if self.kinds is not None:
+            conditions.append(f"notes.kind IN ({_places(self.kinds)})")
+            parameters += self.kinds
+        for column, value in (("source", self.source), ("owner", self.owner)):
+            if value is not None:
+                conditions.append(f"notes.{column} = ?")
+                parameters.append(value)
+        for condition in parse(self.where):
+            text, values = condition.sql()
+            conditions.append(text)
+            parameters += values
+        return " AND ".join(conditions), parameters
+
+    @property
+    def valid_at(self) -> float:
+        """The time at which what a note says must be so."""
+        return self.now if self.at is None else self.at
+
+    def whenever_valid(self) -> Filter:
+        """The same with history."""
+        return replace(self, with_history=True)
+
+
+def checked_namespace(name: str) -> str:
+    """The name itself. Raises: SyscallError("invalid") for one that SQLite would confuse.
+
+    Its functions end a text at a NUL, which would make two namespaces one.
+    """
+    if not name or "\0" in name:
+        raise SyscallError("invalid", "a namespace is text without NUL", field="namespace")
+    return name
+
+
+def _places(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,72 @@
+"""What a search may ask of the store, at one moment.
+
+The ground that `search.py` stands on: nearest vectors, matching words, and notes by id. A reader
+belongs to one thread and one call; several read at once, and none waits for a writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmos.memory import notes as rows
+from llmos.memory.filters import Filter
+from llmos.memory.notes import Edge, NoteRow
+
+if TYPE_CHECKING:
+    from llmos.memory.notes import Matrix
+
+Nearest = Callable[[sqlite3.Connection, "Matrix", Filter, int], list[tuple[int, float]]]
+
+
+class Reader:
+    """The store as one search sees it. `now` is the time that it began."""
+
+    def __init__(
+        self, sql: sqlite3.Connection, *, nearest: Nearest, dimensions: int, now: float
+    ) -> None:
+        self.sql = sql
+        self.dimensions = dimensions
+        self.now = now
+        self._nearest = nearest
+
+    def nearest(self, unit: Matrix, chosen: Filter, k: int) -> list[tuple[int, float]]:
+        """The k notes that pass a filter with the highest cosine to a unit vector, best first.
+
+        k of them if that many pass the filter.
+        """
+        return self._nearest(self.sql, unit, chosen, k)
+
+    def matching(self, words: str, chosen: Filter, k: int) -> list[tuple[int, float]]:
+        """The k notes that pass a filter with the highest BM25 for an FTS5 query, best first."""
+        return rows.search_text(self.sql, words, chosen, k)
+
+    def notes(self, ids: Sequence[int]) -> dict[int, NoteRow]:
+        """Those of the notes that are still there, by id, in the order asked for."""
+        return rows.fetch(self.sql, ids)
+
+    def vectors(self, ids: Sequence[int]) -> Matrix:
+        """The unit vectors `(len(ids), dimensions)` of notes, in the order asked for.
+
+        Raises: KeyError for a note that is gone.
+        """
+        found: dict[int, Matrix] = {}
+        for some, matrix in rows.vectors(self.sql, sorted(set(ids)), self.dimensions):
+            found.update(zip(some, matrix, strict=True))
+        if not ids:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        return np.stack([found[item] for item in ids])
+
+    def neighbours(self, note: int, n: int) -> list[int]:
+        """The notes of the same namespace and source up to n positions before and after."""
+        return rows.neighbours(self.sql, note, n)
+
+    def edges(
+        self, namespaces: Sequence[str], at: float | None = None, *, with_history: bool = False
+    ) -> list[Edge]:
+        """The facts of some namespaces that were so at a time (None: now), oldest first."""
+        chosen = Filter(namespaces, self.now, at=at, with_history=with_history)
+        return rows.edges(self.sql, chosen)
