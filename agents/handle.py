@@ -185,11 +185,21 @@ class OS:
         *,
         model: str | None = None,
         budget_tokens: int | None = None,
+        policy: r.ContextPolicy = "default",
+        recall_tokens: int | None = None,
+        namespace: str | None = None,
+        has_core: bool = False,
     ) -> int:
-        """Open a context and return its id."""
+        """Open a context and return its id; options as in `calls.ContextOpen`."""
         opened = await self._trap.call(
             calls.ContextOpen(
-                messages=_messages(messages), model=model, budget_tokens=budget_tokens
+                messages=_messages(messages),
+                model=model,
+                budget_tokens=budget_tokens,
+                policy=policy,
+                recall_tokens=recall_tokens,
+                namespace=namespace,
+                has_core=has_core,
             )
         )
         return opened.context
@@ -217,6 +227,40 @@ class OS:
     async def context_stat(self, context: int) -> r.ContextInfo:
         """What the model sees of a context and what was done to it."""
         return await self._trap.call(calls.ContextStat(context=context))
+
+    async def context_save(
+        self, context: int, name: str, *, namespace: str | None = None
+    ) -> r.ContextSaved:
+        """Keep a context on the disk under a name."""
+        return await self._trap.call(
+            calls.ContextSave(context=context, name=name, namespace=namespace)
+        )
+
+    async def context_restore(self, name: str, *, namespace: str | None = None) -> int:
+        """Open a saved context and return its id."""
+        restored = await self._trap.call(calls.ContextRestore(name=name, namespace=namespace))
+        return restored.context
+
+    async def context_diff(self, context: int, other: int) -> r.ContextDifference:
+        """How the windows of two contexts differ."""
+        return await self._trap.call(calls.ContextDiff(context=context, other=other))
+
+    async def core_memory(
+        self,
+        *,
+        append: str | None = None,
+        replace: str | None = None,
+        by: str = "",
+        namespace: str | None = None,
+        is_urgent: bool = False,
+    ) -> str:
+        """Read or edit core memory and return its text; options as in `calls.CoreMemory`."""
+        core = await self._trap.call(
+            calls.CoreMemory(
+                namespace=namespace, append=append, replace=replace, by=by, is_urgent=is_urgent
+            )
+        )
+        return core.text
 
     async def context_close(self, context: int) -> None:
         """Close a context and free what it holds."""

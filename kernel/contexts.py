@@ -1,31 +1,60 @@
-"""The contexts of processes: ids, ownership, and paging out into the long-term store.
+"""The contexts of processes: ids, ownership, and what happens around a window.
 
-`memory/context.py` decides what stays in a window; this module counts with the model's own
-tokenizer and remembers what left. Event-loop thread only.
+`memory/context.py` keeps the window and its policy decides what leaves it; this module counts with
+the model's own tokenizer, remembers or summarises what left, recalls what fits a new question, and
+keeps saved contexts and core memory. Event-loop thread only.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
+from llmos.kernel.context_pages import ContextPages, Shelf
+from llmos.kernel.context_summary import Generate, summarise
+from llmos.kernel.device import Device
 from llmos.kernel.devices import Devices
-from llmos.kernel.library import Library
 from llmos.kernel.process import Process
 from llmos.memory.context import Context
-from llmos.memory.segments import Segment
+from llmos.memory.context_folder import ContextFolder, SavedContext
+from llmos.memory.context_state import ContextState
+from llmos.memory.paging import Count
 from llmos.syscalls import calls
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import ContextInfo, ContextRef
+from llmos.syscalls.results import (
+    ContextDifference,
+    ContextInfo,
+    ContextRef,
+    ContextSaved,
+    CoreText,
+    SegmentKind,
+)
+
+RECALL_SHARE = 8  # recalled material may take one part in so many of the budget
+CORE_CHARS = 2_000
 
 
 class Contexts:
-    def __init__(self, devices: Devices, library: Library | None) -> None:
+    """`generate` writes summaries on behalf of the process whose context it is."""
+
+    def __init__(
+        self,
+        devices: Devices,
+        shelf: Shelf,
+        folder: ContextFolder,
+        *,
+        generate: Generate,
+    ) -> None:
         self._devices = devices
-        self._library = library
+        self._pages = ContextPages(shelf)
+        self._folder = folder
+        self._generate = generate
         self._ids = itertools.count(1)
+
+    # --- open and change --------------------------------------------------------------------------
 
     async def open(self, process: Process, call: calls.ContextOpen) -> ContextRef:
         """Open a context and append its first messages."""
@@ -38,18 +67,29 @@ class Contexts:
                 f"budget_tokens: {budget} is more than {engine.name}'s window of {window} tokens",
                 field="budget_tokens",
             )
-
-        def count(messages: Sequence[Message]) -> int:
-            return len(engine.render(messages))
-
-        context = Context(next(self._ids), model=engine.name, budget_tokens=budget, count=count)
+        recall_tokens = call.recall_tokens
+        context = Context(
+            next(self._ids),
+            model=engine.name,
+            budget_tokens=budget,
+            count=_counter(engine),
+            policy=call.policy,
+            state=ContextState(
+                namespace=call.namespace,
+                recall_tokens=budget // RECALL_SHARE if recall_tokens is None else recall_tokens,
+            ),
+        )
         if call.messages:
             await self.extend(process, context, call.messages)
+        if call.has_core:
+            namespace = call.namespace or process.namespace
+            text = await asyncio.to_thread(self._folder.core, namespace)
+            context.set_core(text, is_urgent=True)
         self._own(process, context)
         return ContextRef(context=context.context)
 
     async def append(self, process: Process, call: calls.ContextAppend) -> ContextInfo:
-        """Append messages; what leaves the window is remembered."""
+        """Append messages; what leaves the window is remembered or summarised."""
         context = self.get(process, call.context)
         await self.extend(process, context, call.messages, kind=call.kind)
         return context.info()
@@ -61,27 +101,84 @@ class Contexts:
         messages: Sequence[Message],
         *,
         reserve_tokens: int = 0,
-        **options: object,
+        kind: SegmentKind | None = None,
     ) -> None:
         """Append to a context that was looked up, leaving room for an answer."""
         with self.kept_on_failure(process, context):
-            left = context.append(messages, reserve_tokens=reserve_tokens, **options)  # pyright: ignore[reportArgumentType]
-            await self._page_out(process, context, left)
+            left = context.append(messages, reserve_tokens=reserve_tokens, kind=kind)
+            paged_out = [segment for segment in left if segment.state == "paged_out"]
+            summarised = [segment for segment in left if segment.state == "summarised"]
+            if paged_out:
+                namespace = context.state.namespace or process.namespace
+                await self._pages.keep(namespace, context, paged_out)
+            if summarised:
+                await summarise(self._generate, process, context, summarised)
+
+    async def prepare(
+        self,
+        process: Process,
+        context: Context,
+        messages: Sequence[Message],
+        *,
+        reserve_tokens: int,
+    ) -> None:
+        """Append what is to be answered, and recall what fits it where the policy does so."""
+        state = context.state
+        recall_tokens = state.recall_tokens if context.policy.recalls else 0
+        has_pages = bool(state.pages) or state.namespace is not None
+        spare_tokens = recall_tokens if has_pages else 0
+        with self.kept_on_failure(process, context):
+            try:
+                await self.extend(
+                    process, context, messages, reserve_tokens=reserve_tokens + spare_tokens
+                )
+            except SyscallError as problem:
+                if problem.code != "context_overflow" or not spare_tokens:
+                    raise
+                await self.extend(process, context, messages, reserve_tokens=reserve_tokens)
+            if recall_tokens:
+                free_tokens = context.free_tokens - reserve_tokens
+                await self._pages.recall(
+                    process, context, room_tokens=min(recall_tokens, free_tokens)
+                )
 
     @contextmanager
     def kept_on_failure(self, process: Process, context: Context) -> Generator[None]:
         """Give the process its context back as it was when the block fails or is cancelled."""
-        before = context.fork(context.context)
+        before = context.state.copy()
         try:
             yield
         except BaseException:
-            if process.contexts is not None and process.contexts.get(before.context) is context:
-                process.contexts[before.context] = before
+            context.state = before
             raise
+
+    def pin(self, process: Process, call: calls.ContextPin) -> ContextInfo:
+        """Pin or release a segment."""
+        context = self.get(process, call.context)
+        context.pin(call.segment, call.is_pinned)
+        return context.info()
+
+    async def core_memory(self, process: Process, call: calls.CoreMemory) -> CoreText:
+        """Read or edit core memory, and let the caller's contexts that have it show the edit."""
+        namespace = call.namespace or process.namespace
+        text = await asyncio.to_thread(self._folder.core, namespace)
+        edited = _edited(text, call)
+        if edited != text:
+            await asyncio.to_thread(self._folder.write_core, namespace, edited)
+            for context in (process.contexts or {}).values():
+                shown = context.state.namespace or process.namespace
+                if context.state.core is not None and shown == namespace:
+                    with self.kept_on_failure(process, context):
+                        left = context.set_core(edited, is_urgent=call.is_urgent)
+                        if left:
+                            await self._pages.keep(namespace, context, left)
+        return CoreText(text=edited, limit_chars=CORE_CHARS)
+
+    # --- copies -----------------------------------------------------------------------------------
 
     def fork(self, process: Process, call: calls.ContextFork) -> ContextRef:
         """Copy a context for the same process."""
-        copy = self.get(process, call.context).fork(next(self._ids))
+        copy = self._copied(self.get(process, call.context))
         self._own(process, copy)
         return ContextRef(context=copy.context)
 
@@ -89,16 +186,62 @@ class Contexts:
         """Give a child copies of a parent's contexts and return their ids."""
         copies: list[int] = []
         for context in contexts:
-            copy = self.get(parent, context).fork(next(self._ids))
+            copy = self._copied(self.get(parent, context))
             self._own(child, copy)
             copies.append(copy.context)
         return copies
 
-    def pin(self, process: Process, call: calls.ContextPin) -> ContextInfo:
-        """Pin or release a segment."""
+    async def save(self, process: Process, call: calls.ContextSave) -> ContextSaved:
+        """Keep a context on the disk under a name."""
         context = self.get(process, call.context)
-        context.pin(call.segment, call.is_pinned)
-        return context.info()
+        namespace = call.namespace or process.namespace
+        saved = SavedContext(
+            model=context.model,
+            budget_tokens=context.budget_tokens,
+            policy=context.policy_name,
+            state=context.state.copy(),
+        )
+        size = await asyncio.to_thread(self._folder.save, namespace, call.name, saved)
+        return ContextSaved(name=call.name, namespace=namespace, bytes=size)
+
+    async def restore(self, process: Process, call: calls.ContextRestore) -> ContextRef:
+        """Open a saved context, counted again with the model as it is now."""
+        namespace = call.namespace or process.namespace
+        saved = await asyncio.to_thread(self._folder.load, namespace, call.name)
+        engine = await self._devices.engine(saved.model)
+        state = saved.state
+        self._require_rights(process, saved, namespace)
+        state.is_page_open = False
+        context = Context(
+            next(self._ids),
+            model=engine.name,
+            budget_tokens=min(saved.budget_tokens, engine.model.context_tokens),
+            count=_counter(engine),
+            policy=saved.policy,
+            state=state,
+        )
+        if state.window:
+            context.recount()
+        if state.core is not None:
+            core = await asyncio.to_thread(self._folder.core, state.namespace or namespace)
+            context.set_core(core, is_urgent=True)
+        self._own(process, context)
+        return ContextRef(context=context.context)
+
+    async def diff(self, process: Process, call: calls.ContextDiff) -> ContextDifference:
+        """Compare the windows of two contexts."""
+        left, right = self.get(process, call.context), self.get(process, call.other)
+        shared = 0
+        if left.model == right.model and left.window() and right.window():
+            engine = await self._devices.engine(left.model)
+            rendered = engine.render(left.window()), engine.render(right.window())
+            same = itertools.takewhile(
+                lambda pair: pair[0] == pair[1], zip(*rendered, strict=False)
+            )
+            shared = sum(1 for _ in same)
+        return left.difference(right, shared_tokens=shared)
+
+    # --- look up ----------------------------------------------------------------------------------
 
     def stat(self, process: Process, call: calls.ContextStat) -> ContextInfo:
         return self.get(process, call.context).info()
@@ -121,23 +264,63 @@ class Contexts:
             )
         return found
 
+    def _require_rights(self, process: Process, saved: SavedContext, namespace: str) -> None:
+        """What opening the context would have required. Raises: SyscallError("denied")."""
+        allows = process.capabilities.allows
+        inside = saved.state.namespace
+        needed = [("models", saved.model)]
+        if inside is not None and inside not in (namespace, process.namespace):
+            needed += [("read", inside)]
+        if inside is not None and inside != process.namespace:
+            needed += [("write", inside)]
+        for kind, name in needed:
+            if not allows(kind, name):
+                raise SyscallError(
+                    "denied",
+                    f"the saved context needs {kind}:{name}, which process {process.pid} does not "
+                    f"hold; its parent can grant it at spawn: Capabilities({kind}={{{name!r}}})",
+                    capability=f"{kind}:{name}",
+                )
+
+    def _copied(self, context: Context) -> Context:
+        """A fork; what either side pages out from now on is its own."""
+        copy = context.fork(next(self._ids))
+        context.state.is_page_open = copy.state.is_page_open = False
+        return copy
+
     def _own(self, process: Process, context: Context) -> None:
         if process.contexts is None:
             process.contexts = {}
         process.contexts[context.context] = context
 
-    async def _page_out(
-        self, process: Process, context: Context, segments: Sequence[Segment]
-    ) -> None:
-        notes = [
-            calls.Note(
-                text=segment.message.text,
-                metadata={"role": segment.message.role, "context": context.context},
-                source=f"context:{context.context}",
-                position=segment.index,
+
+def _counter(engine: Device) -> Count:
+    def count(messages: Sequence[Message]) -> int:
+        return len(engine.render(messages))
+
+    return count
+
+
+def _edited(text: str, call: calls.CoreMemory) -> str:
+    """Core memory after an edit. Raises: SyscallError("invalid") naming what is wrong."""
+    if call.replace is not None:
+        found = text.count(call.replace)
+        if found != 1:
+            raise SyscallError(
+                "invalid",
+                f"replace: {call.replace!r} stands {found} times in core memory; give a passage "
+                f"that stands there once. It says: {text or '(nothing)'}",
+                field="replace",
             )
-            for segment in segments
-            if segment.message.text.strip()
-        ]
-        if notes and self._library is not None:
-            await self._library.remember_in(process.namespace, notes)
+        text = text.replace(call.replace, call.by)
+    if call.append is not None:
+        text = f"{text}\n{call.append}" if text else call.append
+    text = "\n".join(line for line in text.splitlines() if line.strip())
+    if len(text) > CORE_CHARS:
+        raise SyscallError(
+            "invalid",
+            f"core memory would have {len(text)} characters and may have {CORE_CHARS}; replace "
+            "what is no longer needed, or use remember",
+            field="append" if call.append is not None else "by",
+        )
+    return text

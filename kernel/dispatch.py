@@ -39,6 +39,14 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
             return kernel.contexts.pin(process, call)
         case c.ContextStat():
             return kernel.contexts.stat(process, call)
+        case c.ContextSave():
+            return await kernel.contexts.save(process, call)
+        case c.ContextRestore():
+            return await kernel.contexts.restore(process, call)
+        case c.ContextDiff():
+            return await kernel.contexts.diff(process, call)
+        case c.CoreMemory():
+            return await kernel.contexts.core_memory(process, call)
         case c.ContextClose():
             kernel.contexts.close(process, call)
             return DONE

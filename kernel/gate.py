@@ -58,6 +58,17 @@ class Gate:
                 if isinstance(call, c.Generate):
                     for name in call.tools:
                         self._require(process, "tools", name)
+                if isinstance(call, c.ContextOpen):
+                    self._require_namespace(process, "read", call.namespace)
+                    self._require_namespace(process, "write", call.namespace)
+            case c.ContextSave():
+                self._require_namespace(process, "write", call.namespace)
+            case c.ContextRestore():
+                self._require_namespace(process, "read", call.namespace)
+            case c.CoreMemory():
+                self._require_namespace(process, "read", call.namespace)
+                if call.append is not None or call.replace is not None:
+                    self._require_namespace(process, "write", call.namespace)
             case c.Remember() | c.Forget():
                 self._require_namespace(process, "write", call.namespace)
                 if isinstance(call, c.Remember) and call.owner is not None:

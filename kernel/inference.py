@@ -355,7 +355,7 @@ class Inference:
             )
         _require_text(call.messages)
         reserve = min(call.max_tokens, context.budget_tokens // 2)
-        await self._contexts.extend(process, context, call.messages, reserve_tokens=reserve)
+        await self._contexts.prepare(process, context, call.messages, reserve_tokens=reserve)
         window = context.window()
         if not window:
             raise SyscallError(

@@ -38,6 +38,7 @@ from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.trace import Tracer
 from llmos.kernel.trap import TaskTrap
 from llmos.kernel.waits import Waits
+from llmos.memory.context_folder import ContextFolder
 from llmos.memory.registry import Registry
 from llmos.memory.store import Store
 from llmos.syscalls import calls
@@ -83,7 +84,12 @@ class Kernel:
             settings, registry=self.registry, clock=self.clock, tracer=self.tracer
         )
         self.library = Library(self.devices, self._open_store)
-        self.contexts = Contexts(self.devices, self.library)
+        self.contexts = Contexts(
+            self.devices,
+            self.library,
+            ContextFolder(settings.home / "contexts"),
+            generate=lambda process, call: self.inference.generate(process, call),
+        )
         self.inference = Inference(
             devices=self.devices,
             contexts=self.contexts,

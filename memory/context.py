@@ -2,41 +2,77 @@
 
 Owns the ordered segments of one context, their exact token counts and the record of what was done
 to them. Refuses to know models, KV and the store: counting is a function that it is given, and what
-left the window is handed to the caller, who remembers it. Which segments leave is `paging.py`.
+left the window is handed to the caller, who remembers or summarises it. Which segments leave is a
+policy's choice (`context_policy.py`).
 
 A context has one owner at a time; nothing here is locked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from typing import NamedTuple
 
+from llmos.memory.context_policy import POLICIES, ContextPolicy
+from llmos.memory.context_state import ContextState
 from llmos.memory.paging import Count, Paging
-from llmos.memory.segments import Segment, new_segment
-from llmos.syscalls.content import Message
+from llmos.memory.segments import Segment, conversation, new_segment
+from llmos.syscalls.content import Message, system, user
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import ContextInfo, SegmentInfo, SegmentKind
+from llmos.syscalls.results import (
+    Composition,
+    ContextDifference,
+    ContextInfo,
+    SegmentInfo,
+    SegmentKind,
+)
+from llmos.syscalls.results import ContextPolicy as PolicyName
+
+HISTORY = 512  # compositions that are kept
+RECALLED = "From earlier:"
+SUMMARISED = "The conversation so far, summarised:"
+CORE = "What you must always know:"
+
+
+class Recollection(NamedTuple):
+    """A note that may be shown again, as text for the model; `order` is its place among others."""
+
+    note: int
+    text: str
+    order: tuple[float, int]
 
 
 class Context:
     """A conversation under a budget.
 
     `count` gives the tokens of a conversation as the model's own template renders it, ready for the
-    answer; it is called with at least one message.
+    answer; it is called with at least one message. `policy` stands in for the named one in
+    experiments.
     """
 
-    def __init__(self, context: int, *, model: str, budget_tokens: int, count: Count) -> None:
+    def __init__(
+        self,
+        context: int,
+        *,
+        model: str,
+        budget_tokens: int,
+        count: Count,
+        policy: PolicyName = "default",
+        state: ContextState | None = None,
+        by: ContextPolicy | None = None,
+    ) -> None:
         self.context = context
         self.model = model
         self.budget_tokens = budget_tokens
+        self.policy_name: PolicyName = policy
+        self.policy = by or POLICIES[policy]
+        self.state = state or ContextState()
         self._count = count
-        self._window: dict[int, Segment] = {}  # by index, in order
-        self._gone: list[SegmentInfo] = []
-        self._actions: list[str] = []
-        self._used_tokens = 0
-        self._appended = 0
+
+    # --- what comes in ----------------------------------------------------------------------------
 
     def append(
         self,
@@ -47,39 +83,123 @@ class Context:
     ) -> list[Segment]:
         """Append messages and make room for them and `reserve_tokens` of answer.
 
-        Returns the segments that were paged out, oldest first, for the caller to remember. Without
-        `kind` it follows from each message's role. No messages at all just makes room.
+        Returns the segments that were paged out or summarised, oldest first, for the caller to keep
+        (`kept`, `summarise`). Without `kind` it follows from each message's role. No messages at
+        all just makes room.
         Raises: SyscallError("context_overflow") when the policy cannot make room; nothing changed
         then.
         """
-        window, used_tokens = dict(self._window), self._used_tokens
-        for index, message in enumerate(messages, start=self._appended):
-            conversation = [*(segment.message for segment in window.values()), message]
-            before, used_tokens = used_tokens, self._count(conversation)
+        state = self.state
+        window, used_tokens = dict(state.window), state.used_tokens
+        for index, message in enumerate(messages, start=state.appended):
+            shown = conversation([*window.values(), new_segment(index, message, kind, 0)])
+            before, used_tokens = used_tokens, self._count(shown)
             # A template that shortens earlier turns (hidden reasoning) can make this negative.
             window[index] = new_segment(index, message, kind, max(0, used_tokens - before))
         paging = Paging(window, used_tokens, self._count)
-        paging.make_room(self.budget_tokens - reserve_tokens)
-        paged_out = self._record(paging)
-        self._window, self._used_tokens = paging.window, paging.used_tokens
-        self._appended += len(messages)
-        return paged_out
+        self._make_room(paging, self.budget_tokens - reserve_tokens)
+        left = self._record(paging)
+        state.appended += len(messages)
+        self._adopt(paging)
+        return left
 
-    def window(self) -> list[Message]:
-        """The messages that the model sees now."""
-        return [segment.message for segment in self._window.values()]
+    def kept(self, segment: int, notes: Sequence[int]) -> None:
+        """Put on record as which notes a segment that was paged out is kept."""
+        gone = self.state.gone
+        for place in range(len(gone) - 1, -1, -1):
+            if gone[place].index == segment:
+                gone[place] = gone[place].model_copy(update={"notes": tuple(notes)})
+                return
 
-    def fork(self, context: int) -> Context:
-        """An independent copy under another id, with the same window and history."""
-        copy = Context(
-            context, model=self.model, budget_tokens=self.budget_tokens, count=self._count
+    def recall(self, found: Sequence[Recollection], *, room_tokens: int) -> tuple[int, ...]:
+        """Show notes right before the newest message, the best first as far as the room goes.
+
+        The prefix before that message stays. Returns the notes that are shown, none when there is
+        no room for the first.
+        """
+        state = self.state
+        *before, newest = state.window.values()
+        for size in range(len(found), 0, -1):
+            notes = found[:size]
+            lines = [f"- {one.text}" for one in sorted(notes, key=lambda one: one.order)]
+            message = user("\n".join([RECALLED, *lines]))
+            recalled = replace(
+                new_segment(state.appended, message, "recalled", 0),
+                notes=tuple(one.note for one in notes),
+                reason=f"fits segment {newest.index}",
+            )
+            used_tokens = self._count(conversation([*before, recalled, newest]))
+            added_tokens = max(0, used_tokens - state.used_tokens)
+            if added_tokens > room_tokens:
+                continue
+            recalled = replace(recalled, tokens=added_tokens)
+            state.actions.append(
+                f"recalled for segment {newest.index}: {size} notes, {added_tokens} tokens"
+            )
+            self._insert([*before, recalled, newest], used_tokens)
+            return recalled.notes
+        return ()
+
+    def summarise(self, text: str) -> None:
+        """Put a summary of what has left before everything but the fixed beginning."""
+        state = self.state
+        message = user(f"{SUMMARISED}\n{text}")
+        summary = replace(
+            new_segment(state.appended, message, "summary", 0),
+            reason="stands for the segments that are summarised",
         )
-        copy._window = dict(self._window)
-        copy._gone = list(self._gone)
-        copy._actions = list(self._actions)
-        copy._used_tokens = self._used_tokens
-        copy._appended = self._appended
-        return copy
+        head, tail = self._parted()
+        used_tokens = self._count(conversation([*head, summary, *tail]))
+        summary = replace(summary, tokens=max(0, used_tokens - state.used_tokens))
+        self._insert([*head, summary, *tail], used_tokens)
+
+    def summary(self) -> str | None:
+        """The newest summary in the window, without its heading."""
+        for segment in self.state.window.values():
+            if segment.own_kind == "summary":
+                return segment.message.text.removeprefix(f"{SUMMARISED}\n")
+        return None
+
+    def set_core(self, text: str, *, is_urgent: bool) -> list[Segment]:
+        """Show another text as core memory, now or with the next edit that loses the prefix.
+
+        Until then the exchange that made the change is in the window: it leaves by such an edit.
+        Returns what had to leave for it, as `append` does.
+        Raises: SyscallError("context_overflow") when it does not fit; nothing changed then.
+        """
+        state = self.state
+        paging = Paging(dict(state.window), state.used_tokens, self._count)
+        before = state.core
+        state.core = text
+        present = next((one for one in paging.window.values() if one.own_kind == "core"), None)
+        if present is not None and not is_urgent:
+            return []
+        try:
+            if present is None:
+                head, tail = self._parted()
+                core = new_segment(state.appended, _core_message(text), "core", 0)
+                paging.window = {one.index: one for one in (*head, core, *tail)}
+                state.appended += 1
+                present = core
+            paging.rewrite(present.index, _core_message(text))
+            self._make_room(paging, self.budget_tokens)
+        except SyscallError:
+            state.core = before
+            raise
+        left = self._record(paging)
+        self._adopt(paging)
+        return left
+
+    def recount(self) -> None:
+        """Count the window again, by a model that may have changed, and make it fit.
+
+        Raises: SyscallError("context_overflow").
+        """
+        used_tokens = self._count(self.window())
+        paging = Paging(dict(self.state.window), used_tokens, self._count)
+        self._make_room(paging, self.budget_tokens)
+        self._record(paging)
+        self._adopt(paging)
 
     def pin(self, segment: int, is_pinned: bool) -> None:
         """Keep a segment in the window whatever the policy does, or release it.
@@ -87,42 +207,158 @@ class Context:
         Raises: SyscallError("not_found"); SyscallError("invalid") for a segment that has left the
         window, and for releasing a system segment.
         """
-        found = self._window.get(segment)
+        found = self.state.window.get(segment)
         if found is None or found.state != "in_window":
             raise self._not_in_window(segment)
-        if found.own_kind == "system" and not is_pinned:
+        if found.own_kind in ("system", "core") and not is_pinned:
             raise SyscallError(
                 "invalid",
-                f"segment {segment} is a system message and always stays",
+                f"segment {segment} is a {found.own_kind} segment and always stays",
                 field="segment",
             )
-        self._window[segment] = replace(found, is_pinned=is_pinned)
+        self.state.window[segment] = replace(found, is_pinned=is_pinned)
+
+    # --- what is there ----------------------------------------------------------------------------
+
+    def window(self) -> list[Message]:
+        """The messages that the model sees now."""
+        return conversation(self.state.window.values())
+
+    @property
+    def newest(self) -> Segment | None:
+        """The newest segment in the window."""
+        return next(reversed(self.state.window.values()), None)
+
+    @property
+    def free_tokens(self) -> int:
+        return self.budget_tokens - self.state.used_tokens
+
+    def shown_notes(self) -> set[int]:
+        """The notes that recalled segments still show."""
+        return {
+            note
+            for segment in self.state.window.values()
+            if segment.own_kind == "recalled"
+            for note in segment.notes
+        }
+
+    def fork(self, context: int) -> Context:
+        """An independent copy under another id, with the same window and history."""
+        return Context(
+            context,
+            model=self.model,
+            budget_tokens=self.budget_tokens,
+            count=self._count,
+            policy=self.policy_name,
+            state=self.state.copy(),
+            by=self.policy,
+        )
+
+    def difference(self, other: Context, *, shared_tokens: int) -> ContextDifference:
+        """How this window and another differ; the caller knows the rendered tokens."""
+        left, right = list(self.state.window.values()), list(other.state.window.values())
+        pairs = zip(left, right, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0].message == pair[1].message, pairs))
+        return ContextDifference(
+            shared_segments=shared,
+            shared_tokens=shared_tokens,
+            only_left=tuple(segment.info() for segment in left[shared:]),
+            only_right=tuple(segment.info() for segment in right[shared:]),
+        )
 
     def info(self) -> ContextInfo:
         """What the model sees, what left the window, and why."""
-        present = (segment.info() for segment in self._window.values())
+        state = self.state
         return ContextInfo(
             context=self.context,
             model=self.model,
             budget_tokens=self.budget_tokens,
-            used_tokens=self._used_tokens,
-            segments=tuple(sorted((*self._gone, *present), key=lambda info: info.index)),
-            actions=tuple(self._actions),
+            used_tokens=state.used_tokens,
+            segments=tuple(self._segments()),
+            actions=tuple(state.actions),
+            policy=self.policy_name,
+            history=tuple(state.history),
         )
+
+    # --- internals --------------------------------------------------------------------------------
+
+    def _segments(self) -> list[SegmentInfo]:
+        """All segments: the window's in its order, those that have left where they came."""
+        places = [(one.index, one) for one in self.state.gone]
+        earliest = self.state.appended
+        present = list[tuple[int, SegmentInfo]]()
+        for segment in reversed(self.state.window.values()):
+            earliest = min(earliest, segment.index)
+            present.append((earliest, segment.info()))
+        return [one for _, one in sorted([*places, *reversed(present)], key=lambda pair: pair[0])]
+
+    def _parted(self) -> tuple[list[Segment], list[Segment]]:
+        """The fixed segments that the window begins with, and the others."""
+        window = list(self.state.window.values())
+        head = list(takewhile(lambda one: one.is_fixed, window))
+        return head, window[len(head) :]
+
+    def _insert(self, window: Sequence[Segment], used_tokens: int) -> None:
+        """Take a window that has one new segment, which belongs to the last append."""
+        self.state.appended += 1
+        paging = Paging({one.index: one for one in window}, used_tokens, self._count)
+        self._adopt(paging, is_new=False)
+
+    def _make_room(self, paging: Paging, room_tokens: int) -> None:
+        self.policy.make_room(paging, room_tokens)
+        core = next((one for one in paging.window.values() if one.own_kind == "core"), None)
+        loses_prefix = any(
+            one.state in ("paged_out", "summarised") for one in paging.changed.values()
+        )
+        if core is not None and self.state.core is not None and loses_prefix:
+            wanted = _core_message(self.state.core)
+            if core.message != wanted:
+                paging.rewrite(core.index, wanted)
+                self.policy.make_room(paging, room_tokens)
+        if paging.used_tokens > room_tokens:
+            raise SyscallError(
+                "context_overflow",
+                f"what must stay in the window (system, pinned and the newest messages) takes "
+                f"{paging.used_tokens} tokens and there is room for {room_tokens}; shorten it, "
+                "unpin something, or open the context with a larger budget_tokens",
+                prompt_tokens=paging.used_tokens,
+                limit_tokens=room_tokens,
+            )
+
+    def _adopt(self, paging: Paging, *, is_new: bool = True) -> None:
+        """Take an edited window as the context's own, and put its composition on record."""
+        state = self.state
+        before, after = list(state.window.values()), list(paging.window.values())
+        tokens = Counter[SegmentKind]()
+        for segment in after:
+            tokens[segment.kind] += segment.tokens
+        recomputed = _recomputed_tokens(before, after)
+        if not is_new and state.history:  # what was recalled or summarised belongs to the append
+            recomputed += state.history.pop().recomputed_tokens
+        state.window, state.used_tokens = paging.window, paging.used_tokens
+        newest = max(state.window, default=0)
+        state.history.append(
+            Composition(newest=newest, tokens=dict(tokens), recomputed_tokens=recomputed)
+        )
+        del state.history[:-HISTORY]
 
     def _record(self, paging: Paging) -> list[Segment]:
         """Note what was done; of what is gone only a preview is kept."""
+        state = self.state
         changed = [paging.changed[index] for index in sorted(paging.changed)]
-        self._gone.extend(s.info() for s in changed if s.index not in paging.window)
-        noticed = {s.index for s in self._window.values() if s.state == "dropped"}
-        dropped = [s.index for s in changed if s.state == "dropped" and s.index not in noticed]
-        if dropped:
-            self._actions.append(f"dropped tool results or recalled material: {_ranges(dropped)}")
-        paged_out = [segment for segment in changed if segment.state == "paged_out"]
-        if paged_out:
-            gone = _ranges([segment.index for segment in paged_out])
-            self._actions.append(f"paged out to the long-term store: {gone}")
-        return paged_out
+        state.gone.extend(s.info() for s in changed if s.index not in paging.window)
+        noticed = {s.index for s in state.window.values() if s.state == "dropped"}
+        dropped = [s for s in changed if s.state == "dropped" and s.index not in noticed]
+        can_return = [s.index for s in dropped if s.is_result or s.own_kind == "recalled"]
+        for text, indices in (
+            ("dropped tool results or recalled material", can_return),
+            ("dropped from the window", [s.index for s in dropped if s.index not in can_return]),
+            ("paged out to the long-term store", _indices(changed, "paged_out")),
+            ("summarised", _indices(changed, "summarised")),
+        ):
+            if indices:
+                state.actions.append(f"{text}: {_ranges(indices)}")
+        return [segment for segment in changed if segment.state in ("paged_out", "summarised")]
 
     def _not_in_window(self, segment: int) -> SyscallError:
         states = {info.index: info.state for info in self.info().segments}
@@ -139,6 +375,23 @@ class Context:
             "append it again",
             field="segment",
         )
+
+
+def _core_message(text: str) -> Message:
+    return system(f"{CORE}\n{text}")
+
+
+def _recomputed_tokens(before: Sequence[Segment], after: Sequence[Segment]) -> int:
+    """Tokens of kept segments that stand behind the first change of what was there before."""
+    same = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+    )
+    kept = {segment.index for segment in before}
+    return sum(segment.tokens for segment in after[same:] if segment.index in kept)
+
+
+def _indices(changed: Iterable[Segment], state: str) -> list[int]:
+    return [segment.index for segment in changed if segment.state == state]
 
 
 def _ranges(indices: Sequence[int]) -> str:

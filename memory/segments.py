@@ -2,7 +2,7 @@
 
 A segment is one message. Segments that make sense only together are a *step* (an assistant message
 with tool requests and the results that answer it); what one user turn set off is an *exchange*.
-Pure values; what leaves the window is decided in `paging.py`.
+Pure values; what leaves the window is decided in `context_policy.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmos.syscalls.content import Message, TextPart
+from llmos.syscalls.content import Message, TextPart, user
 from llmos.syscalls.results import SegmentInfo, SegmentKind
 
 SegmentState = Literal["in_window", "dropped", "paged_out", "summarised"]
@@ -25,7 +25,9 @@ class Segment:
 
     `tokens` is what the message added to the rendered conversation when it was appended; the first
     one's include what the template adds to every conversation. They stay as they were then, also
-    when a dropped result has left a short notice in its place.
+    when a dropped result has left a short notice in its place. `notes` are the ids of the notes
+    that it was remembered as, or that it shows when the kernel recalled it; `reason` says why it is
+    where it is, when a policy put it there.
     """
 
     index: int
@@ -35,6 +37,8 @@ class Segment:
     preview: str
     is_pinned: bool = False
     state: SegmentState = "in_window"
+    notes: tuple[int, ...] = ()
+    reason: str | None = None
 
     @property
     def kind(self) -> SegmentKind:
@@ -44,7 +48,7 @@ class Segment:
     @property
     def is_fixed(self) -> bool:
         """Whether the segment stays in the window whatever the policy does."""
-        return self.is_pinned or self.own_kind == "system"
+        return self.is_pinned or self.own_kind in ("system", "core")
 
     @property
     def is_result(self) -> bool:
@@ -65,16 +69,22 @@ class Segment:
             tokens=self.tokens,
             state=self.state,
             preview=self.preview,
+            notes=self.notes,
+            reason=self.reason,
         )
 
-    def with_notice(self) -> Segment:
+    def leaving(self, state: SegmentState, reason: str) -> Segment:
+        """The segment as it is put on record when it leaves the window."""
+        return replace(self, state=state, reason=reason)
+
+    def with_notice(self, reason: str) -> Segment:
         """A tool result whose text is replaced by a notice.
 
         The message itself stays: a request without an answer is malformed for many templates and
         servers, and the model should know that there was a result.
         """
         notice = self.message.model_copy(update={"parts": (TextPart(text=DROPPED_RESULT),)})
-        return replace(self, message=notice, state="dropped")
+        return replace(self, message=notice, state="dropped", reason=reason)
 
 
 Step = list[Segment]
@@ -84,10 +94,50 @@ Exchange = list[Step]
 def new_segment(index: int, message: Message, kind: SegmentKind | None, tokens: int) -> Segment:
     """A segment for a message; without `kind` it follows from the role."""
     own_kind = kind if kind is not None and kind != "pinned" else _kind_of(message)
+    preview = preview_of(message)
+    return Segment(index, own_kind, message, tokens, preview, is_pinned=kind == "pinned")
+
+
+def preview_of(message: Message) -> str:
+    """How a message begins, in one line."""
     preview = " ".join(message.text.split())
     if len(preview) > PREVIEW_CHARACTERS:
-        preview = preview[: PREVIEW_CHARACTERS - 1] + "…"
-    return Segment(index, own_kind, message, tokens, preview, is_pinned=kind == "pinned")
+        return preview[: PREVIEW_CHARACTERS - 1] + "…"
+    return preview
+
+
+def conversation(segments: Iterable[Segment]) -> list[Message]:
+    """The messages that the model sees of some segments.
+
+    What the kernel recalled is said together with the question that it precedes, and core memory
+    with the system message before it: many templates refuse two messages in a row of one role.
+    """
+    messages: list[Message] = []
+    lead: str | None = None
+    for segment in segments:
+        message = segment.message
+        if segment.own_kind == "recalled" and segment.notes:
+            lead = message.text
+            continue
+        if lead is not None:
+            if message.role == "user":
+                message = _led_by(lead, message)
+            else:
+                messages.append(user(lead))
+            lead = None
+        is_joined = segment.own_kind == "core" and messages and messages[-1].role == "system"
+        if is_joined:
+            messages[-1] = _led_by(messages[-1].text, message)
+        else:
+            messages.append(message)
+    if lead is not None:
+        messages.append(user(lead))
+    return messages
+
+
+def _led_by(lead: str, message: Message) -> Message:
+    """A message with a text put before its own."""
+    return message.model_copy(update={"parts": (TextPart(text=f"{lead}\n\n"), *message.parts)})
 
 
 def exchanges(segments: Iterable[Segment]) -> list[Exchange]:
@@ -98,7 +148,7 @@ def exchanges(segments: Iterable[Segment]) -> list[Exchange]:
     """
     found: list[Exchange] = []
     for segment in segments:
-        if segment.own_kind == "system":
+        if segment.own_kind in ("system", "core"):
             continue
         if not found or _starts_exchange(segment, found[-1]):
             found.append([])

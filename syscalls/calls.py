@@ -20,6 +20,8 @@ from llmos.syscalls.values import JsonObject, JsonValue, Value
 
 R = TypeVar("R")
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
 
 class Call(Value, Generic[R]):
     """The base of all calls; `R` is the type of the result.
@@ -94,12 +96,27 @@ class Tokenize(Call[r.Tokens]):
 
 
 class ContextOpen(Call[r.ContextRef]):
-    """Open a context owned by the caller. `budget_tokens` None is the model's window."""
+    """Open a context owned by the caller. `budget_tokens` None is the model's window.
+
+    `policy` says what happens over budget: `window` lets the oldest exchanges go, `drop_results`
+    drops old tool results and recalled material, `page_out` moves the oldest exchanges to the
+    long-term store and recalls what fits a new question, `summary` has the model sum them up, and
+    `default` drops what can be had again, then pages out and recalls. `recall_tokens` is the most
+    that may be recalled for one question (None: an eighth of the budget; 0: nothing is).
+
+    With a `namespace`, what leaves the window is remembered there, and everything that is known
+    there may be recalled; without, the process's own is used, and only what left this context comes
+    back. With `has_core` the window always shows the core memory of that namespace.
+    """
 
     op: Literal["context_open"] = "context_open"
     messages: tuple[Message, ...] = ()
     model: str | None = None
     budget_tokens: int | None = Field(default=None, ge=16)
+    policy: r.ContextPolicy = "default"
+    recall_tokens: int | None = Field(default=None, ge=0)
+    namespace: str | None = Field(default=None, min_length=1)
+    has_core: bool = False
 
 
 class ContextAppend(Call[r.ContextInfo]):
@@ -132,6 +149,52 @@ class ContextStat(Call[r.ContextInfo]):
     context: int
 
 
+class ContextSave(Call[r.ContextSaved]):
+    """Keep a context on the disk, in place of another one of that name.
+
+    It lasts beyond the process and the kernel. `namespace` None is the process's own, which no
+    later process can name.
+    """
+
+    op: Literal["context_save"] = "context_save"
+    context: int
+    name: str = Field(pattern=_NAME)
+    namespace: str | None = Field(default=None, min_length=1)
+
+
+class ContextRestore(Call[r.ContextRef]):
+    """Open a context as it was saved; its tokens are counted again with its model."""
+
+    op: Literal["context_restore"] = "context_restore"
+    name: str = Field(pattern=_NAME)
+    namespace: str | None = Field(default=None, min_length=1)
+
+
+class ContextDiff(Call[r.ContextDifference]):
+    """Compare what two contexts of the caller show."""
+
+    op: Literal["context_diff"] = "context_diff"
+    context: int
+    other: int
+
+
+class CoreMemory(Call[r.CoreText]):
+    """Read or edit core memory: a short text of a namespace that contexts always show.
+
+    `replace` is a passage that stands there once, and `by` what takes its place; `append` adds a
+    line. `namespace` None is the process's own. The caller's contexts show an edit when they next
+    lose their prefix anyway: until then the exchange that made it is in the window, and computing
+    the window again would cost most of a prefill. With `is_urgent` they show it at once.
+    """
+
+    op: Literal["core_memory"] = "core_memory"
+    namespace: str | None = Field(default=None, min_length=1)
+    append: str | None = Field(default=None, min_length=1)
+    replace: str | None = Field(default=None, min_length=1)
+    by: str = ""
+    is_urgent: bool = False
+
+
 class ContextClose(Call[r.Done]):
     op: Literal["context_close"] = "context_close"
     context: int
@@ -146,7 +209,8 @@ class Note(Value):
     `kind`: `episodic` is what happened, `semantic` what is the case, `procedural` how something is
     done. A note with a `fact` is semantic. `importance` goes from 0 to 1: what is least important
     is forgotten first when it is not used, and what is 1 never is. `valid_from` is since when it
-    has been so (None: since it was remembered), and `parent` the note of which this one is a part.
+    has been so (None: a fact since it was remembered, everything else always), and `parent` the
+    note of the same namespace of which this one is a part.
     """
 
     text: str = Field(min_length=1)
@@ -562,6 +626,10 @@ Syscall = (
     | ContextFork
     | ContextPin
     | ContextStat
+    | ContextSave
+    | ContextRestore
+    | ContextDiff
+    | CoreMemory
     | ContextClose
     | Remember
     | Retrieve

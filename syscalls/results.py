@@ -88,7 +88,12 @@ class Tokens(Value):
 
 # --- context --------------------------------------------------------------------------------------
 
-SegmentKind = Literal["system", "pinned", "dialogue", "tool_result", "recalled", "summary"]
+SegmentKind = Literal[
+    "system", "core", "pinned", "dialogue", "tool_result", "recalled", "summary"
+]
+
+
+ContextPolicy = Literal["default", "window", "drop_results", "page_out", "summary"]
 
 
 class ContextRef(Value):
@@ -96,17 +101,38 @@ class ContextRef(Value):
 
 
 class SegmentInfo(Value):
-    """One segment of a context; `state` tells whether the model still sees it, and if not why."""
+    """One segment of a context; `state` tells whether the model still sees it, and `reason` why.
+
+    `notes` are the ids that it has in the long-term store: those that it was paged out as, or of
+    recalled material those that it shows.
+    """
 
     index: int
     kind: SegmentKind
     tokens: int
     state: Literal["in_window", "dropped", "paged_out", "summarised"]
     preview: str
+    notes: tuple[int, ...] = ()
+    reason: str | None = None
+
+
+class Composition(Value):
+    """What a window was made of after its segment `newest` came.
+
+    `recomputed_tokens` stand behind the first change of what was there before: their KV is computed
+    again.
+    """
+
+    newest: int
+    tokens: dict[SegmentKind, int]
+    recomputed_tokens: int = 0
 
 
 class ContextInfo(Value):
-    """What the model sees of a context, and what was done to keep it within budget."""
+    """What the model sees of a context, and what was done to keep it within budget.
+
+    `history` is the window's composition after each of the newest appends, oldest first.
+    """
 
     context: int
     model: str
@@ -114,6 +140,35 @@ class ContextInfo(Value):
     used_tokens: int
     segments: tuple[SegmentInfo, ...]
     actions: tuple[str, ...]
+    policy: ContextPolicy = "default"
+    history: tuple[Composition, ...] = ()
+
+
+class ContextSaved(Value):
+    """A context that was saved: what it is restored by, and its size on the disk."""
+
+    name: str
+    namespace: str
+    bytes: int
+
+
+class ContextDifference(Value):
+    """How two windows differ: what they begin with alike, and what only one of them shows.
+
+    `shared_tokens` of the rendered windows are equal from the start, so their KV is shared.
+    """
+
+    shared_segments: int
+    shared_tokens: int
+    only_left: tuple[SegmentInfo, ...]
+    only_right: tuple[SegmentInfo, ...]
+
+
+class CoreText(Value):
+    """Core memory as it is now, and the most characters that it may have."""
+
+    text: str
+    limit_chars: int
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -210,6 +265,40 @@ class Facts(Value):
 
 class Forgotten(Value):
     count: int
+
+
+FileProblemKind = Literal[
+    "binary", "damaged", "empty", "encoding", "encrypted", "too_large", "unreadable"
+]
+
+
+class FileProblem(Value):
+    """A file that was not taken in; the message says what can be done about it."""
+
+    path: str
+    problem: FileProblemKind
+    message: str
+
+
+class Ingested(Value):
+    """What came of files: each is new, changed, unchanged, refused or gone.
+
+    `refused` counts them all, `problems` lists the first of them. `gone` were taken in before and
+    are not there any more. `notes` were stored, `reused` of them with the vector that the same text
+    had before; `forgotten` notes were of what has changed or gone.
+    """
+
+    namespace: str
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    refused: int = 0
+    gone: int = 0
+    notes: int = 0
+    reused: int = 0
+    forgotten: int = 0
+    bytes: int = 0
+    problems: tuple[FileProblem, ...] = ()
 
 
 class NamespaceStat(Value):

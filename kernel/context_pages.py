@@ -1,0 +1,119 @@
+"""Paging through the long-term store: what leaves a context's window is remembered, and comes back.
+
+A page is what was said, in passages that an embedding model reads whole. Pages of a context without
+a namespace of its own bear a mark, and are recalled by it alone: a process's other notes never turn
+up unasked. A context with a named namespace recalls from all of that.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from llmos.kernel.process import Process
+from llmos.memory.context import Context, Recollection
+from llmos.memory.context_state import Pages
+from llmos.memory.segments import Segment
+from llmos.syscalls import calls
+from llmos.syscalls.results import Hit, Hits, Remembered
+from llmos.syscalls.values import JsonObject
+
+PASSAGE_CHARS = 800  # about 200 tokens; embedding models read 256 or more
+QUERY_CHARS = 1_000  # of a long message its end, where the question stands
+CANDIDATES = 8
+LEAST_COSINE = 0.25  # less is no nearer to a question than any text is
+_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+class Shelf(Protocol):
+    """What is asked of the long-term store (`library.py`)."""
+
+    async def remember_in(self, namespace: str, notes: Sequence[calls.Note]) -> Remembered: ...
+
+    async def retrieve(self, process: Process, call: calls.Retrieve) -> Hits: ...
+
+
+class ContextPages:
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    async def keep(self, namespace: str, context: Context, segments: Sequence[Segment]) -> None:
+        """Remember segments that were paged out, and put the notes' ids on the context's record."""
+        state = context.state
+        if not state.is_page_open:
+            state.pages = (*state.pages, Pages(namespace, secrets.token_hex(8)))
+            state.is_page_open = True
+        mark = state.pages[-1].mark
+        notes = list[calls.Note]()
+        owners = list[int]()
+        for segment in segments:
+            for passage in passages(segment.message.text):
+                notes.append(
+                    calls.Note(
+                        text=passage,
+                        metadata={
+                            "role": segment.message.role,
+                            "context": context.context,
+                            "pages": mark,
+                        },
+                        source=f"context:{mark}",
+                        position=segment.index,
+                    )
+                )
+                owners.append(segment.index)
+        if not notes:
+            return
+        ids = (await self._shelf.remember_in(namespace, notes)).ids
+        for index in dict.fromkeys(owners):
+            context.kept(
+                index, [id for id, owner in zip(ids, owners, strict=True) if owner == index]
+            )
+
+    async def recall(self, process: Process, context: Context, *, room_tokens: int) -> None:
+        """Show what fits the newest message, if that is a question and there is room."""
+        newest, state = context.newest, context.state
+        if newest is None or newest.message.role != "user" or room_tokens <= 0:
+            return
+        query = newest.message.text[-QUERY_CHARS:].strip()
+        if not query or not (state.pages or state.namespace):
+            return
+        hits = await self._search(process, context, query)
+        shown = context.shown_notes()
+        found = [_recollection(hit) for hit in hits if hit.id not in shown]
+        context.recall(found, room_tokens=room_tokens)
+
+    async def _search(self, process: Process, context: Context, query: str) -> list[Hit]:
+        state = context.state
+        where: JsonObject = {}
+        if state.namespace is not None:
+            namespaces = [state.namespace]
+        else:
+            marks = [page.mark for page in state.pages]
+            namespaces = list(dict.fromkeys(page.namespace for page in state.pages))
+            where = {"pages": marks[0] if len(marks) == 1 else {"$in": marks}}
+        call = calls.Retrieve(query=query, k=CANDIDATES, where=where, namespaces=tuple(namespaces))
+        hits = (await self._shelf.retrieve(process, call)).hits
+        return [hit for hit in hits if hit.parts.get("cosine", 0.0) >= LEAST_COSINE]
+
+
+def passages(text: str) -> Iterator[str]:
+    """A text in pieces of at most `PASSAGE_CHARS`, broken where sentences or lines end."""
+    passage = ""
+    for sentence in _BREAK.split(text.strip()):
+        for start in range(0, len(sentence), PASSAGE_CHARS):
+            piece = sentence[start : start + PASSAGE_CHARS].strip()
+            if passage and len(passage) + len(piece) >= PASSAGE_CHARS:
+                yield passage
+                passage = ""
+            passage = f"{passage} {piece}".strip()
+    if passage:
+        yield passage
+
+
+def _recollection(hit: Hit) -> Recollection:
+    role = hit.metadata.get("role")
+    text = " ".join(hit.text.split())
+    said = f"{role}: {text}" if role in ("user", "assistant") else text
+    return Recollection(hit.id, said, (hit.created_at, hit.id))
