@@ -7,31 +7,50 @@ thread that keeps the disk away from the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 from llmos.kernel.devices import Devices
 from llmos.kernel.process import Process
-from llmos.memory.query import Query
+from llmos.memory.query import Query, Reranker
 from llmos.memory.store import Store
 from llmos.syscalls import calls
 from llmos.syscalls.errors import ConfigError, SyscallError
 from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
 
+# How well each of some texts answers a query, from 0 to 1.
+Rerank = Callable[[str, Sequence[str]], Awaitable[Sequence[float]]]
+
 
 class Library:
     """`open_store` runs in a worker thread at the first use."""
 
-    def __init__(self, devices: Devices, open_store: Callable[[], Store]) -> None:
+    def __init__(
+        self, devices: Devices, open_store: Callable[[], Store], *, rerank: Rerank | None = None
+    ) -> None:
+        self.rerank = rerank
         self._devices = devices
         self._open_store = open_store
         self._store: Store | None = None
         self._opening: asyncio.Task[Store] | None = None
 
     async def remember(self, process: Process, call: calls.Remember) -> Remembered:
-        """Store notes in a namespace."""
-        return await self.remember_in(call.namespace or process.namespace, call.notes)
+        """Store notes in a namespace, on behalf of the client that the process runs for."""
+        return await self.remember_in(
+            call.namespace or process.namespace,
+            call.notes,
+            owner=call.owner or process.client or None,
+            merge_above=call.merge_above,
+        )
 
-    async def remember_in(self, namespace: str, notes: Sequence[calls.Note]) -> Remembered:
+    async def remember_in(
+        self,
+        namespace: str,
+        notes: Sequence[calls.Note],
+        *,
+        owner: str | None = None,
+        merge_above: float | None = None,
+    ) -> Remembered:
         """Store notes; all or none."""
         for index, note in enumerate(notes):
             if not note.text.strip():
@@ -40,40 +59,46 @@ class Library:
                 )
         store = await self._opened()
         embedder = await self._devices.embedder()
-        vectors = await embedder.embed([note.text for note in notes])
-        return await asyncio.to_thread(store.remember, namespace, notes, vectors)
+        vectors = await embedder.embed([note.text for note in notes], role="document")
+
+        def write() -> Remembered:
+            return store.remember(namespace, notes, vectors, owner=owner, merge_above=merge_above)
+
+        return await asyncio.to_thread(write)
 
     async def retrieve(self, process: Process, call: calls.Retrieve) -> Hits:
-        """Search the namespaces that were named, or all that the process may read."""
+        """Search the namespaces that were named, or all that the process may read.
+
+        Raises: SyscallError("invalid") naming the field; "not_available" without a reranker.
+        """
         store = await self._opened()
+        reranker = self._reranker() if call.rerank else None
         vector = None
         if call.mode != "lexical":
             embedder = await self._devices.embedder()
-            (vector,) = await embedder.embed([call.query])
-        namespaces = call.namespaces
-        if namespaces is None:
-            namespaces = await self._readable(process, store)
-
-        def search() -> Hits:
-            return store.retrieve(
-                Query(
-                    text=call.query,
-                    vector=vector,
-                    k=call.k,
-                    mode=call.mode,
-                    namespaces=namespaces,
-                    where=call.where,
-                )
-            )
-
-        return await asyncio.to_thread(search)
+            (vector,) = await embedder.embed([call.query], role="query")
+        query = Query(
+            text=call.query,
+            vector=vector,
+            k=call.k,
+            mode=call.mode,
+            namespaces=await self._named(process, store, call.namespaces),
+            where=call.where,
+            kinds=call.kinds,
+            at=call.at,
+            with_history=call.with_history,
+            recency_s=call.recency_s,
+            diversity=call.diversity,
+            reranker=reranker,
+            neighbours=call.neighbours,
+            with_parent=call.with_parent,
+        )
+        return await asyncio.to_thread(store.retrieve, query)
 
     async def related(self, process: Process, call: calls.Related) -> Facts:
         """Facts about an entity, from the namespaces that were named or may be read."""
         store = await self._opened()
-        namespaces = call.namespaces
-        if namespaces is None:
-            namespaces = await self._readable(process, store)
+        namespaces = await self._named(process, store, call.namespaces)
 
         def walk() -> Facts:
             return store.related(
@@ -88,23 +113,37 @@ class Library:
         return await asyncio.to_thread(walk)
 
     async def forget(self, process: Process, call: calls.Forget) -> Forgotten:
-        """Delete from one namespace."""
-        if not call.ids and call.source is None and not call.where:
+        """Delete from one namespace; what is kept for an owner, from all that may be written."""
+        if not (call.ids or call.source is not None or call.where or call.owner or call.everything):
             raise SyscallError(
-                "invalid", "ids, source, where: give one, so that not all is forgotten", field="ids"
+                "invalid",
+                "ids, source, where, owner, everything: give one, so that not all is forgotten",
+                field="ids",
             )
         store = await self._opened()
-        namespace = call.namespace or process.namespace
+        if call.namespace is not None:
+            namespaces = [call.namespace]
+        elif call.owner is not None:
+            namespaces = await self._allowed(process, store, "write")
+        else:
+            namespaces = [process.namespace]
 
         def delete() -> Forgotten:
-            return store.forget(namespace, ids=call.ids, source=call.source, where=call.where)
+            return store.forget(
+                namespaces,
+                ids=call.ids,
+                source=call.source,
+                where=call.where,
+                owner=call.owner,
+                everything=call.everything,
+            )
 
         return await asyncio.to_thread(delete)
 
     async def stat(self, process: Process) -> MemoryInfo:
         """Counts and sizes of what the process may read."""
         store = await self._opened()
-        namespaces = await self._readable(process, store)
+        namespaces = await self._allowed(process, store, "read")
         return await asyncio.to_thread(store.stat, namespaces)
 
     def index_bytes(self) -> int:
@@ -118,14 +157,39 @@ class Library:
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
-    async def _readable(self, process: Process, store: Store) -> list[str]:
-        info = await asyncio.to_thread(store.stat)
+    def _reranker(self) -> Reranker:
+        """The reranking model, for the thread that searches. Raises: SyscallError."""
+        rerank = self.rerank
+        if rerank is None:
+            raise SyscallError(
+                "not_available",
+                "rerank: no reranking model is configured; configure one, or leave rerank out",
+                field="rerank",
+            )
+        loop = asyncio.get_running_loop()
+
+        async def scored(query: str, texts: Sequence[str]) -> Sequence[float]:
+            return await rerank(query, texts)
+
+        def wait_for(query: str, texts: Sequence[str]) -> Sequence[float]:
+            return asyncio.run_coroutine_threadsafe(scored(query, texts), loop).result()
+
+        return wait_for
+
+    async def _named(
+        self, process: Process, store: Store, namespaces: Sequence[str] | None
+    ) -> Sequence[str]:
+        """The namespaces that a call names, which the gate has checked, or all that are allowed."""
+        if namespaces is not None:
+            return namespaces
+        return await self._allowed(process, store, "read")
+
+    async def _allowed(
+        self, process: Process, store: Store, kind: Literal["read", "write"]
+    ) -> list[str]:
+        names = await asyncio.to_thread(store.namespaces)
         own = process.namespace
-        return [
-            one.namespace
-            for one in info.namespaces
-            if one.namespace == own or process.capabilities.allows("read", one.namespace)
-        ]
+        return [name for name in names if name == own or process.capabilities.allows(kind, name)]
 
     async def _opened(self) -> Store:
         while self._store is None:

@@ -99,14 +99,18 @@ def version(sql: sqlite3.Connection) -> Version:
 def prepare(namespace: str, note: Note) -> Row:
     """Check a note and write it as it is stored.
 
-    Two notes with the same digest say the same: equal text, namespace, source and metadata.
+    Two notes with the same digest say the same: equal text, namespace, source, metadata, and kind.
     Raises: SyscallError("invalid").
     """
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
     metadata = canonical(note.metadata, field="metadata")
-    identity = json.dumps([checked_namespace(namespace), note.source, note.text, metadata])
-    digest = blake2b(identity.encode(), digest_size=16).digest()
+    identity = [checked_namespace(namespace), note.source, note.text, metadata]
+    if note.kind != "episodic":
+        identity.append(note.kind)  # version 1, which knew one kind, has digests without it
+    if note.fact is not None:
+        identity += (note.fact.subject, note.fact.relation, note.fact.object)
+    digest = blake2b(json.dumps(identity).encode(), digest_size=16).digest()
     return Row(note, metadata, tuple(_facts(note.metadata)), digest)
 
 
@@ -122,8 +126,9 @@ def insert(
     """Insert a note that is not there yet; its id."""
     note = row.note
     cursor = sql.execute(
-        "INSERT INTO notes (namespace, owner, text, metadata, source, position, created_at,"
-        " expires_at, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO notes (namespace, owner, text, metadata, source, position, kind, created_at,"
+        " expires_at, valid_from, importance, parent, digest)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             namespace,
             owner,
@@ -131,8 +136,13 @@ def insert(
             row.metadata,
             note.source,
             note.position,
+            note.kind,
             now,
             note.expires_at,
+            # A fact is so since it is told, unless it says since when.
+            now if note.fact is not None and note.valid_from is None else note.valid_from,
+            note.importance,
+            note.parent,
             row.digest,
         ),
     )
@@ -148,17 +158,11 @@ def insert(
 
 
 def find_duplicate(sql: sqlite3.Connection, row: Row) -> int | None:
-    """The id of the note that says the same, made to last as long as the new one would."""
+    """The id of the current note that says the same."""
     found = sql.execute(
-        "SELECT id, expires_at FROM notes WHERE digest = ? AND superseded_by IS NULL",
-        (row.digest,),
+        "SELECT id FROM notes WHERE digest = ? AND superseded_by IS NULL", (row.digest,)
     ).fetchone()
-    if found is None:
-        return None
-    note, expires_at = found
-    if expires_at is not None and (row.note.expires_at is None or row.note.expires_at > expires_at):
-        sql.execute("UPDATE notes SET expires_at = ? WHERE id = ?", (row.note.expires_at, note))
-    return note
+    return None if found is None else found[0]
 
 
 def select_ids(sql: sqlite3.Connection, chosen: Filter) -> Ids:

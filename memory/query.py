@@ -5,13 +5,15 @@ A plain value; `search.py` says what each field does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from llmos.syscalls.values import JsonObject
 
 Mode = Literal["dense", "lexical", "hybrid"]
+# How well each of some texts answers a query, from 0 to 1; it may take its time.
+Reranker = Callable[[str, Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,6 @@ class Query:
     with_history: bool = False
     recency_s: float | None = None
     diversity: float = 0.0
-    rerank: bool = False
+    reranker: Reranker | None = None
     neighbours: int = 0
     with_parent: bool = False

@@ -1,4 +1,4 @@
-"""Ranking: what a person typed as a full-text query, and the fusion of several rankings.
+"""Ranking: queries of words, fusion of rankings, the weight of age, and hits unlike each other.
 
 Pure functions.
 """
@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.float32]
 
 MAX_QUERY_TERMS = 64  # more terms cost time and hardly change a BM25 ranking
 _TERM = re.compile(r"\w+")
@@ -50,3 +57,54 @@ def fuse(rankings: Mapping[str, Sequence[int]]) -> list[Fused]:
         for item, places in ranks.items()
     ]
     return sorted(fused, key=lambda entry: (-entry.score, entry.id))
+
+
+def faded(score: float, age_s: float, half_life_s: float) -> float:
+    """A score halved for each half-life of age; what lies ahead has no age.
+
+    A score that is not positive stays: halving it would raise it.
+    """
+    return score * recency(age_s, half_life_s) if score > 0 else score
+
+
+def recency(age_s: float, half_life_s: float) -> float:
+    """The weight of an age: 1 when new, half of it after each half-life."""
+    return float(2.0 ** -(max(age_s, 0.0) / half_life_s))
+
+
+class Chosen(NamedTuple):
+    """A candidate's place in a diverse selection; `likeness` is its cosine to the likest before."""
+
+    index: int
+    score: float
+    likeness: float
+
+
+def diverse(
+    relevance: Sequence[float], vectors: Matrix, k: int, *, diversity: float
+) -> list[Chosen]:
+    """The k candidates of maximal marginal relevance, the most relevant first.
+
+    Each next one has the largest `(1 - diversity) * relevance - diversity * likeness`, where
+    relevance is brought to 0..1 over the candidates and likeness is the largest cosine to one that
+    was chosen, at least 0. These scores never rise from one to the next. `vectors` (n, dimensions)
+    are of unit length.
+    Source: J. Carbonell, J. Goldstein, "The Use of MMR, Diversity-Based Reranking for Reordering
+    Documents and Producing Summaries" (SIGIR 1998).
+    """
+    if not relevance:
+        return []
+    scores = np.asarray(relevance, dtype=np.float64)
+    spread = scores.max() - scores.min()
+    worth = (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
+    likeness = np.zeros(len(scores))
+    is_left = np.ones(len(scores), dtype=bool)
+    chosen: list[Chosen] = []
+    while len(chosen) < min(k, len(scores)):
+        value = (1.0 - diversity) * worth - diversity * likeness
+        # The best comes first even where relevance has no weight.
+        index = int(np.argmax(np.where(is_left, value, -np.inf) if chosen else scores))
+        chosen.append(Chosen(index, float(value[index]), float(likeness[index])))
+        is_left[index] = False
+        likeness = np.maximum(likeness, vectors @ vectors[index])
+    return chosen

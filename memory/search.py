@@ -1,34 +1,59 @@
 """Searching: from a query to ranked hits with the parts of their scores.
 
+The stages, each of which a query may leave out but the first: candidates by meaning, by words or by
+both; order by a reranker; the weight of age; hits unlike each other; what stands around each hit.
 Refuses to know where notes and vectors are: a `Reader` finds them.
+
+A hit's `parts` has what its score is made of, as far as it was asked for:
+
+| part | what it is |
+|---|---|
+| `cosine`, `bm25` | likeness in meaning, match of words |
+| `dense_rank`, `lexical_rank` | its place in both rankings, from 1 |
+| `fused` | the sum of 1 / (60 + rank) over both |
+| `rerank` | what the reranker made of it |
+| `recency` | the weight of its age, 1 when new |
+| `relevance`, `likeness` | with diversity: its score before, and its likeness to hits before it |
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
+from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
 from llmos.memory.query import Query
-from llmos.memory.rank import fuse, match_query
+from llmos.memory.rank import diverse, faded, fuse, match_query, recency
 from llmos.memory.reader import Reader
-from llmos.syscalls.results import Hit, Hits
+from llmos.memory.surroundings import passages
+from llmos.syscalls.results import Hit, Hits, NoteKind
 
 if TYPE_CHECKING:
-    from llmos.memory.notes import Matrix
+    from llmos.memory.notes import Matrix, NoteRow
 
-Scored = tuple[int, float, dict[str, float]]
+# How far down a ranking is looked when it is not the last word: a note that only one of two
+# rankings likes can still win, and so can one that is new, or unlike the others.
+DEPTH_FACTOR = 4
+DEPTH_MIN = 50
 
-# How far down each ranking the fusion looks: a note that only one of them likes can still win.
-FUSION_DEPTH_FACTOR = 4
-FUSION_DEPTH_MIN = 50
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    note: int
+    score: float
+    parts: dict[str, float]
+
+    def rated(self, score: float, **parts: float) -> _Candidate:
+        """The same with another score, and what that is made of."""
+        return replace(self, score=score, parts={**self.parts, **parts})
 
 
 def search(reader: Reader, query: Query, unit_vector: Matrix | None, now: float) -> Hits:
     """The k best live notes of some namespaces that pass the query's filters.
 
-    `dense` ranks by cosine to `unit_vector`, `lexical` by BM25, `hybrid` by reciprocal rank fusion
-    of both. A hit's `parts` holds `cosine` and `bm25` where known; in hybrid mode also `dense_rank`
-    and `lexical_rank`.
+    k of them if that many pass; by words alone, if that many match. What changes the order after
+    the first ranking looks at its best `max(4 k, 50)` candidates.
     Raises: SyscallError("invalid") naming the field.
     """
     chosen = Filter(
@@ -39,58 +64,123 @@ def search(reader: Reader, query: Query, unit_vector: Matrix | None, now: float)
         at=query.at,
         with_history=query.with_history,
     )
+    is_final = query.mode != "hybrid" and not _is_reordered(query)
+    depth = query.k if is_final else max(DEPTH_FACTOR * query.k, DEPTH_MIN)
+    found = _candidates(reader, query, unit_vector, chosen, depth)
+    if not _is_reordered(query):
+        found = found[: query.k]
+    _refuse_unknown_fields(reader, query, is_empty=not found)
+    rows = reader.notes([one.note for one in found])
+    found = [one for one in found if one.note in rows]
+    if query.reranker is not None:
+        found = _reranked(query, found, rows)
+    if query.recency_s is not None:
+        found = _aged(found, rows, query.recency_s, chosen.valid_at)
+    if query.diversity > 0:
+        found = _unlike(reader, found, query)
+    return Hits(
+        hits=tuple(_hit(reader, one, rows[one.note], query, chosen) for one in found[: query.k])
+    )
+
+
+def _is_reordered(query: Query) -> bool:
+    return query.reranker is not None or query.recency_s is not None or query.diversity > 0
+
+
+def _candidates(
+    reader: Reader, query: Query, unit: Matrix | None, chosen: Filter, depth: int
+) -> list[_Candidate]:
+    cosine: dict[int, float] = {}
+    bm25: dict[int, float] = {}
+    if query.mode != "lexical" and unit is not None:
+        cosine = dict(reader.nearest(unit, chosen, depth))
+    words = None if query.mode == "dense" else match_query(query.text)
+    if words is not None:
+        bm25 = dict(reader.matching(words, chosen, depth))
     match query.mode:
         case "dense":
-            nearest = _nearest(reader, unit_vector, chosen, query.k)
-            found = [(note, score, {"cosine": score}) for note, score in nearest]
+            return [_Candidate(note, score, {"cosine": score}) for note, score in cosine.items()]
         case "lexical":
-            matching = _matching(reader, query.text, chosen, query.k)
-            found = [(note, score, {"bm25": score}) for note, score in matching]
+            return [_Candidate(note, score, {"bm25": score}) for note, score in bm25.items()]
         case "hybrid":
-            found = _fused(reader, query, unit_vector, chosen)
-    return Hits(hits=_hits(reader, found))
+            return _fused(cosine, bm25)
 
 
-def _nearest(
-    reader: Reader, unit: Matrix | None, chosen: Filter, k: int
-) -> list[tuple[int, float]]:
-    return [] if unit is None else reader.nearest(unit, chosen, k)
-
-
-def _matching(reader: Reader, text: str, chosen: Filter, k: int) -> list[tuple[int, float]]:
-    words = match_query(text)
-    return [] if words is None else reader.matching(words, chosen, k)
-
-
-def _fused(reader: Reader, query: Query, unit: Matrix | None, chosen: Filter) -> list[Scored]:
-    depth = max(FUSION_DEPTH_FACTOR * query.k, FUSION_DEPTH_MIN)
-    cosine = dict(_nearest(reader, unit, chosen, depth))
-    bm25 = dict(_matching(reader, query.text, chosen, depth))
-    found: list[Scored] = []
-    for note, score, ranks in fuse({"dense": list(cosine), "lexical": list(bm25)})[: query.k]:
-        parts = {f"{name}_rank": float(rank) for name, rank in ranks.items()}
+def _fused(cosine: dict[int, float], bm25: dict[int, float]) -> list[_Candidate]:
+    found: list[_Candidate] = []
+    for note, score, ranks in fuse({"dense": list(cosine), "lexical": list(bm25)}):
+        parts = {"fused": score, **{f"{name}_rank": float(rank) for name, rank in ranks.items()}}
         if note in cosine:
             parts["cosine"] = cosine[note]
         if note in bm25:
             parts["bm25"] = bm25[note]
-        found.append((note, score, parts))
+        found.append(_Candidate(note, score, parts))
     return found
 
 
-def _hits(reader: Reader, found: list[Scored]) -> tuple[Hit, ...]:
-    rows = reader.notes([note for note, _, _ in found])
-    return tuple(
-        Hit(
-            id=note,
-            text=row.text,
-            namespace=row.namespace,
-            score=score,
-            parts=parts,
-            metadata=row.metadata,
-            source=row.source,
-            position=row.position,
-            created_at=row.created_at,
+def _refuse_unknown_fields(reader: Reader, query: Query, *, is_empty: bool) -> None:
+    """Refuse a condition on a field that is nowhere: it shows when nothing is found.
+
+    `$ne` is the exception, which holds for all notes then.
+    """
+    conditions = parse(query.where)
+    if is_empty or any(one.operator == "$ne" for one in conditions):
+        refuse_unknown(reader.sql, conditions, query.namespaces)
+
+
+def _reranked(query: Query, found: list[_Candidate], rows: dict[int, NoteRow]) -> list[_Candidate]:
+    assert query.reranker is not None
+    scores = query.reranker(query.text, [rows[one.note].text for one in found]) if found else []
+    return _in_order(
+        [one.rated(score, rerank=score) for one, score in zip(found, scores, strict=True)]
+    )
+
+
+def _aged(
+    found: list[_Candidate], rows: dict[int, NoteRow], half_life_s: float, at: float
+) -> list[_Candidate]:
+    aged: list[_Candidate] = []
+    for one in found:
+        row = rows[one.note]
+        age_s = at - (row.created_at if row.valid_from is None else row.valid_from)
+        aged.append(
+            one.rated(faded(one.score, age_s, half_life_s), recency=recency(age_s, half_life_s))
         )
-        for note, score, parts in found
-        if (row := rows.get(note)) is not None
+    return _in_order(aged)
+
+
+def _unlike(reader: Reader, found: list[_Candidate], query: Query) -> list[_Candidate]:
+    vectors = reader.vectors([one.note for one in found])
+    chosen = diverse([one.score for one in found], vectors, query.k, diversity=query.diversity)
+    return [
+        found[one.index].rated(one.score, relevance=found[one.index].score, likeness=one.likeness)
+        for one in chosen
+    ]
+
+
+def _in_order(found: list[_Candidate]) -> list[_Candidate]:
+    """Best first; of equals the one that was before."""
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _hit(reader: Reader, found: _Candidate, row: NoteRow, query: Query, chosen: Filter) -> Hit:
+    return Hit(
+        id=row.id,
+        text=row.text,
+        namespace=row.namespace,
+        score=found.score,
+        parts=found.parts,
+        metadata=row.metadata,
+        source=row.source,
+        position=row.position,
+        created_at=row.created_at,
+        kind=cast("NoteKind", row.kind),
+        importance=row.importance,
+        valid_from=row.valid_from,
+        valid_to=row.valid_to,
+        superseded_by=row.superseded_by,
+        parent=row.parent,
+        context=passages(
+            reader.sql, row, chosen, neighbours=query.neighbours, with_parent=query.with_parent
+        ),
     )

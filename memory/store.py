@@ -25,17 +25,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos.memory import notes as rows
+from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.damage import damaged, storage_errors
 from llmos.memory.database import Database
 from llmos.memory.filters import Filter
 from llmos.memory.folder import INDEX_FILE, FolderLock
+from llmos.memory.knowledge import related
 from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
 from llmos.memory.vectors import VectorIndex, unit_vectors
+from llmos.memory.writing import Entered, Near, enter, nearly_there
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import Forgotten, Hits, MemoryInfo, Remembered
+from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
 from llmos.syscalls.values import JsonObject
 
 if TYPE_CHECKING:
@@ -80,12 +83,18 @@ class Store:
     # --- the calls ---
 
     def remember(
-        self, namespace: str, notes: Sequence[Note], vectors: Sequence[Sequence[float]]
+        self,
+        namespace: str,
+        notes: Sequence[Note],
+        vectors: Sequence[Sequence[float]],
+        *,
+        owner: str | None = None,
+        merge_above: float | None = None,
     ) -> Remembered:
         """Store notes with one vector each; all or none.
 
-        `ids` are in the notes' order. A note that is there already (same text, source and metadata)
-        gives its old id; it then lasts as long as the longer of the two would.
+        `ids` are in the notes' order; `writing.py` says when one is there already and gives its old
+        id. `owner` and `merge_above` are as in `calls.Remember`.
         Raises: SyscallError("invalid") naming the field; SyscallError("storage").
         """
         if len(notes) != len(vectors):
@@ -95,26 +104,33 @@ class Store:
         matrix = self._unit_vectors(vectors, field="vectors")
         prepared = [rows.prepare(namespace, note) for note in notes]
         with self._use() as now:
-            ids: list[int] = []
+            entered: list[Entered] = []
             fresh: dict[int, int] = {}  # new id to its row in `matrix`
             try:
                 with self._database.transaction() as sql:
                     expired = rows.expired(sql, now)
                     rows.delete(sql, expired)
+                    reader = Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
+                    near = nearly_there(reader, namespace, notes, matrix, merge_above=merge_above)
                     for place, row in enumerate(prepared):
-                        note = rows.find_duplicate(sql, row)
-                        if note is None:
-                            blob = matrix[place].astype("<f4").tobytes()
-                            note = rows.insert(sql, namespace, row, blob, now)
-                            fresh[note] = place
-                        ids.append(note)
+                        known = near.get(place, Near())
+                        twin = known.note if known.place is None else entered[known.place].note
+                        blob = matrix[place].astype("<f4").tobytes()
+                        one = enter(sql, namespace, row, blob, now, owner=owner, near=twin)
+                        if one.is_new:
+                            fresh[one.note] = place
+                        entered.append(one)
                     # Before the commit, so that a failure here undoes the transaction as well.
                     self._index.add(list(fresh), matrix[list(fresh.values())])
             except BaseException:
                 self._index.remove(list(fresh))
                 raise
             self._index.remove(expired)
-        return Remembered(ids=tuple(ids), duplicates=len(ids) - len(fresh))
+        return Remembered(
+            ids=tuple(one.note for one in entered),
+            duplicates=len(entered) - len(fresh),
+            superseded=tuple(note for one in entered for note in one.superseded),
+        )
 
     def retrieve(self, query: Query) -> Hits:
         """The k best live notes for a query; `search.py` says how they are ranked.
@@ -135,31 +151,68 @@ class Store:
         with self._use() as now, self._database.reading() as sql:
             yield Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
 
+    def related(
+        self,
+        entity: str,
+        *,
+        hops: int,
+        namespaces: Sequence[str],
+        at: float | None = None,
+        with_history: bool = False,
+        limit: int = 100,
+    ) -> Facts:
+        """Facts about an entity and those that they lead to; `knowledge.py` says how.
+
+        Raises: SyscallError("storage").
+        """
+        with self.reading() as reader:
+            chosen = Filter(namespaces, reader.now, at=at, with_history=with_history)
+            return related(reader.sql, entity, chosen, hops=hops, limit=limit)
+
     def forget(
         self,
-        namespace: str,
+        namespaces: str | Sequence[str],
         *,
         ids: Sequence[int] = (),
         source: str | None = None,
         where: JsonObject | None = None,
+        owner: str | None = None,
+        everything: bool = False,
     ) -> Forgotten:
-        """Delete the notes of a namespace that match every selector given.
+        """Delete the notes of some namespaces that match every selector given, history included.
 
-        Raises: SyscallError("invalid") without any selector; SyscallError("storage").
+        Raises: SyscallError("invalid") without any selector, or for a field of `where` that no note
+        has; SyscallError("storage").
         """
-        if not ids and source is None and not where:
+        if not (ids or source is not None or where or owner is not None or everything):
             raise SyscallError(
-                "invalid", "name what to forget: ids, a source or metadata", field="ids"
+                "invalid",
+                "name what to forget: ids, a source, metadata, an owner, or everything",
+                field="ids",
             )
+        spaces = [namespaces] if isinstance(namespaces, str) else namespaces
         with self._use() as now:
             chosen = Filter(
-                [namespace], now, where or {}, source, list(ids) or None, with_history=True
+                spaces,
+                now,
+                where or {},
+                source,
+                list(ids) or None,
+                owner=owner,
+                with_history=True,
             )
             with self._database.transaction() as sql:
                 gone = rows.select_ids(sql, chosen)
+                if not len(gone):
+                    refuse_unknown(sql, parse(chosen.where), spaces)
                 rows.delete(sql, gone)
             self._index.remove(gone)
         return Forgotten(count=len(gone))
+
+    def record(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        """Run `write` in a transaction; it may touch no table that a search reads."""
+        with self._use(), self._database.transaction() as sql:
+            write(sql)
 
     def stat(self, namespaces: Sequence[str] | None = None) -> MemoryInfo:
         """What the store holds in some namespaces (None: all), and its sizes as a whole."""
@@ -173,6 +226,11 @@ class Store:
                 database_bytes=self._database.size_bytes(),
                 namespaces=counts,
             )
+
+    def namespaces(self) -> list[str]:
+        """Every namespace that has a note. Raises: SyscallError("storage")."""
+        with self.reading() as reader:
+            return rows.namespaces(reader.sql)
 
     def index_bytes(self) -> int:
         """Resident bytes of the index, for the memory ledger; never waits."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmos.memory.rank import MAX_QUERY_TERMS, fuse, match_query
+from llmos.memory.rank import MAX_QUERY_TERMS, diverse, faded, fuse, match_query
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,55 @@ def test_the_fusion_holds_each_item_once_and_never_inverts_agreement(
                 worse not in second or second.index(better) < second.index(worse)
             ):
                 assert order.index(better) < order.index(worse)
+
+
+# --- age and likeness ---
+
+
+@given(st.floats(0, 1e9), st.floats(1, 1e9))
+def test_a_score_is_halved_with_each_half_life(age: float, half_life: float) -> None:
+    once, later = faded(1.0, age, half_life), faded(1.0, age + half_life, half_life)
+    assert later == pytest.approx(once / 2)
+
+
+def test_age_never_raises_a_score_and_the_future_has_none() -> None:
+    assert faded(-0.5, 1e6, 10) == -0.5
+    assert faded(0.8, -50, 10) == 0.8
+
+
+def _units(seed: int, count: int) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+_RELEVANCE = st.lists(st.floats(-1, 1), min_size=1, max_size=12)
+
+
+@given(_RELEVANCE, st.integers(0, 99), st.integers(1, 15), st.floats(0, 1))
+def test_a_diverse_selection_keeps_the_best_first_and_repeats_nothing(
+    relevance: list[float], seed: int, k: int, diversity: float
+) -> None:
+    chosen = diverse(relevance, _units(seed, len(relevance)), k, diversity=diversity)
+    assert relevance[chosen[0].index] == max(relevance)
+    assert len({one.index for one in chosen}) == len(chosen) == min(k, len(relevance))
+    scores = [one.score for one in chosen]
+    assert all(a >= b - 1e-6 for a, b in itertools.pairwise(scores))
+
+
+@given(_RELEVANCE, st.integers(0, 99))
+def test_without_diversity_the_order_is_that_of_relevance(
+    relevance: list[float], seed: int
+) -> None:
+    chosen = diverse(relevance, _units(seed, len(relevance)), 12, diversity=0.0)
+    picked = [relevance[one.index] for one in chosen]
+    assert picked == pytest.approx(sorted(relevance, reverse=True))
+
+
+def test_a_repetition_gives_way_to_something_else() -> None:
+    vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    chosen = diverse([0.9, 0.89, 0.5], vectors, 2, diversity=0.6)
+    assert [one.index for one in chosen] == [0, 2]
+
+
+def test_nothing_is_chosen_of_nothing() -> None:
+    assert diverse([], np.zeros((0, 4), dtype=np.float32), 3, diversity=0.5) == []

@@ -183,7 +183,6 @@ def test_filters_apply_before_the_k_are_chosen(store: Store, mode: str) -> None:
         ({"b": True}, True),
         ({"b": 1}, False),
         ({"none": None}, True),
-        ({"absent": None}, False),
         ({"list": [1, {"x": 2}]}, True),
         ({"list": [1]}, False),
         ({"long": "x" * 5000}, True),
