@@ -323,10 +323,10 @@ class CrossEncoder(Protocol):
     """An open model that reads a query and a text together and says how well they fit."""
 
     @property
-    def info(self) -> EmbeddingInfo: ...
+    def info(self) -> CrossEncoderInfo: ...
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """One score a text, higher for a better fit, comparable within one query only.
+        """How well each text answers a query, from 0 to 1; pairs longer than the window are cut.
 
         Raises: DeviceError.
         """
@@ -335,3 +335,13 @@ class CrossEncoder(Protocol):
     def allocations(self) -> list[Allocation]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEncoderInfo:
+    """A cross-encoder as opened; `max_tokens` are those of query and text together."""
+
+    name: str
+    device: str
+    max_tokens: int
+    parameters: int

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from llmos.drivers.contract import Allocation, DeviceError, EmbeddingInfo, ModelSpec
+from llmos.drivers.length_batches import BATCH_TOKENS, length_batches
 from llmos.drivers.sentence_folder import (
     Pooling,
     SentenceFolder,
@@ -27,9 +28,6 @@ from llmos.drivers.torch_weights import load_tokenizer, quiet
 
 if TYPE_CHECKING:
     import torch
-
-# Most tokens of one forward pass, padding included: what fits a CPU's caches, and fills a GPU.
-_BATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 
 # Where a text is cut before it is split into tokens, in characters for each token of the window:
 # more than any language's words have, and little enough that no text is too long to read.
@@ -47,7 +45,7 @@ class TorchEmbedding:
         dtype = use_device(spec)
         self._folder: SentenceFolder = read_sentence_folder(spec.path)
         self._device = spec.device
-        self._batch_tokens = _BATCH_TOKENS[spec.device.partition(":")[0]]
+        self._batch_tokens = BATCH_TOKENS[spec.device.partition(":")[0]]
         encoder = self._folder.encoder
         self._model: Any = _load(encoder, dtype, spec.device)
         self._layers: list[Any] = [
@@ -89,7 +87,8 @@ class TorchEmbedding:
                 )
         rows = self._rows(texts)
         vectors: list[list[float]] = [[] for _ in texts]
-        for batch in self._batches(rows):
+        lengths = [len(row) for row in rows]
+        for batch in length_batches(lengths, batch_tokens=self._batch_tokens):
             found = self._forward([rows[place] for place in batch])
             for place, vector in zip(batch, found, strict=True):
                 vectors[place] = vector
@@ -118,17 +117,6 @@ class TorchEmbedding:
         found = self._tokenizer.encode_batch([self._written(text[:longest]) for text in texts])
         rows: list[list[int]] = [encoding.ids for encoding in found]
         return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in rows]
-
-    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Places of rows, those of like length together."""
-        batch: list[int] = []
-        for place in sorted(range(len(rows)), key=lambda place: len(rows[place])):
-            if batch and (len(batch) + 1) * len(rows[place]) > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         import torch

@@ -11,7 +11,13 @@ import threading
 from typing import Literal, assert_never
 
 from llmos.drivers.chat_model import ChatModel, RemoteSpec
-from llmos.drivers.contract import Allocation, EmbeddingModel, LanguageModel, ModelSpec
+from llmos.drivers.contract import (
+    Allocation,
+    CrossEncoder,
+    EmbeddingModel,
+    LanguageModel,
+    ModelSpec,
+)
 
 DriverName = Literal["llama_cpp", "torch", "scripted"]
 
@@ -47,6 +53,14 @@ def open_embedding_model(spec: ModelSpec) -> EmbeddingModel:
     from llmos.drivers.embedding import TorchEmbedding
 
     return TorchEmbedding(spec)
+
+
+def open_cross_encoder(spec: ModelSpec) -> CrossEncoder:
+    """Open a cross-encoder. Raises: DeviceError saying why it cannot be opened."""
+    _load(*_TORCH, "transformers.models.bert.modeling_bert")
+    from llmos.drivers.cross_encoder import TorchCrossEncoder
+
+    return TorchCrossEncoder(spec)
 
 
 def open_remote_model(spec: RemoteSpec) -> ChatModel:

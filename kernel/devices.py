@@ -21,6 +21,7 @@ from llmos.kernel.embedder import Embedder
 from llmos.kernel.engine import Engine
 from llmos.kernel.outbound import Outbound
 from llmos.kernel.policies import make_policy
+from llmos.kernel.reranker import Reranker
 from llmos.kernel.router import Ask, Router, Site, Used
 from llmos.kernel.settings import ANY, ModelSetting, Settings
 from llmos.kernel.trace import Tracer
@@ -53,6 +54,7 @@ class Devices:
         self._is_stopped = False
         self._embedder: Embedder | None = None
         self._vectors: VectorCache | None = None
+        self._reranker: Reranker | None = None
         self._held_pids: set[int] = set()
 
     def setting(self, model: str | None) -> ModelSetting:
@@ -226,6 +228,23 @@ class Devices:
         await self._embedder.start()
         return self._embedder
 
+    async def reranker(self) -> Reranker:
+        """The reranking device, opened if need be.
+
+        Raises: SyscallError("not_available") where none is configured; SyscallError("device").
+        """
+        setting = self._settings.reranker
+        if setting is None:
+            raise SyscallError(
+                "not_available",
+                "rerank: no cross-encoder is configured; name one as [reranker] source in "
+                "llmos.toml, or leave rerank out",
+                field="rerank",
+            )
+        self._reranker = self._reranker or Reranker(setting.name, setting.open)
+        await self._reranker.start()
+        return self._reranker
+
     def hold(self, pid: int, *, is_held: bool) -> None:
         """Stop or continue a process's generations everywhere."""
         if is_held:
@@ -273,6 +292,12 @@ class Devices:
                     name=embedding.name, driver="embedding", model=embedding.name, state="closed"
                 )
             )
+        reranker = self._settings.reranker
+        if self._reranker is not None:
+            found.append(self._reranker.info())
+        elif reranker is not None:
+            name = reranker.name
+            found.append(DeviceInfo(name=name, driver="cross_encoder", model=name, state="closed"))
         return tuple(found)
 
     def ledger(self) -> list[LedgerEntry]:
@@ -282,6 +307,8 @@ class Devices:
         }
         if self._embedder is not None:
             owners[self._embedder.name] = self._embedder.allocations()
+        if self._reranker is not None:
+            owners[self._reranker.name] = self._reranker.allocations()
         return [
             LedgerEntry(owner=owner, what=one.what, bytes=one.bytes)
             for owner, allocations in owners.items()
@@ -296,6 +323,8 @@ class Devices:
             await self._embedder.stop()
         if self._vectors is not None:
             self._vectors.close()
+        if self._reranker is not None:
+            await self._reranker.stop()
 
     async def _open(self, setting: ModelSetting) -> Device:
         broken = self._engines.get(setting.name)

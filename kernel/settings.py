@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.drivers.chat_model import ChatModel
-from llmos.drivers.contract import EmbeddingModel, LanguageModel
+from llmos.drivers.contract import CrossEncoder, EmbeddingModel, LanguageModel
 from llmos.kernel.budget import Prices
 from llmos.kernel.kv_domain import Sharing
 from llmos.kernel.planner import Limits
@@ -69,6 +69,14 @@ class EmbeddingSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class RerankerSetting:
+    """The cross-encoder that orders the best hits of a search where that is asked for."""
+
+    name: str
+    open: Callable[[], CrossEncoder]
+
+
+@dataclass(frozen=True, slots=True)
 class KVSettings:
     """Where computed KV goes that a device has no room for, and who may reuse it.
 
@@ -89,6 +97,7 @@ class Settings:
     # names that stand for any of several models; `any`, for all, is built in
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     embedding: EmbeddingSetting | None = None
+    reranker: RerankerSetting | None = None
     kv: KVSettings = KVSettings()
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)

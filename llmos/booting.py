@@ -15,11 +15,18 @@ from typing import Any
 from llmos.agents.handle import OS
 from llmos.agents.programs import PROGRAMS
 from llmos.agents.tools import TOOLS
-from llmos.config import Config, EmbeddingConfig, ModelConfig, load_config
+from llmos.config import Config, EmbeddingConfig, ModelConfig, RerankerConfig, load_config
 from llmos.drivers.chat_model import ChatModel, RemoteSpec
-from llmos.drivers.contract import DeviceError, EmbeddingModel, LanguageModel, ModelSpec
+from llmos.drivers.contract import (
+    CrossEncoder,
+    DeviceError,
+    EmbeddingModel,
+    LanguageModel,
+    ModelSpec,
+)
 from llmos.drivers.opening import (
     DriverName,
+    open_cross_encoder,
     open_embedding_model,
     open_language_model,
     open_remote_model,
@@ -37,6 +44,7 @@ from llmos.kernel.settings import (
     KVSettings,
     ModelSetting,
     RemoteSetting,
+    RerankerSetting,
     Settings,
 )
 from llmos.memory.model_store import ModelStore
@@ -96,6 +104,7 @@ def settings_of(config: Config) -> Settings:
             cache_bytes=embedding.cache_bytes,
             cache_disk_bytes=embedding.cache_disk_bytes,
         ),
+        reranker=None if config.reranker is None else _reranker(config.reranker, store),
         kv=KVSettings(
             host_bytes=config.kv.host_bytes,
             disk_bytes=config.kv.disk_bytes,
@@ -213,6 +222,20 @@ def _embedding_opener(
         return open_embedding_model(spec)
 
     return open_model
+
+
+def _reranker(reranker: RerankerConfig, store: ModelStore) -> RerankerSetting:
+    def open_model() -> CrossEncoder:
+        spec = ModelSpec(
+            reranker.name,
+            store.find(reranker.source),
+            device=reranker.device,
+            dtype=reranker.dtype,
+            threads=reranker.threads,
+        )
+        return open_cross_encoder(spec)
+
+    return RerankerSetting(reranker.name, open_model)
 
 
 def _dimensions(embedding: EmbeddingConfig, store: ModelStore) -> int:

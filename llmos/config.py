@@ -140,6 +140,16 @@ class EmbeddingConfig(Settings):
     cache_disk_bytes: int = Field(default=256 * 2**20, ge=0)
 
 
+class RerankerConfig(Settings):
+    """The cross-encoder behind `Retrieve(rerank=True)`."""
+
+    source: str = Field(min_length=1)
+    name: str = Field(default="reranker", min_length=1)
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    dtype: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+
+
 _REMOTE_ONLY = (
     "model",
     "api_key_env",
@@ -187,6 +197,7 @@ class Config(Settings):
     default_model: str = ""
     classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     embedding: EmbeddingConfig = EmbeddingConfig()
+    reranker: RerankerConfig | None = None
     kv: KVConfig = KVConfig()
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
@@ -235,6 +246,11 @@ class Config(Settings):
     @classmethod
     def _embedding(cls, embedding: Any) -> Any:
         return _nested("embedding", EmbeddingConfig, embedding)
+
+    @field_validator("reranker", mode="before")
+    @classmethod
+    def _reranker(cls, reranker: Any) -> Any:
+        return None if reranker is None else _nested("reranker", RerankerConfig, reranker)
 
     @field_validator("kv", mode="before")
     @classmethod
