@@ -22,7 +22,8 @@ BARE_FOLDERS = {*FOLDERS} - {"llmos"}
 TENSORS = {"accelerate", "faiss", "llama_cpp", "peft", "tokenizers", "torch", "transformers"}
 HOLD_TENSORS = {"drivers", "memory"}
 # Slow to import too, and needed in one place each.
-SLOW = {*TENSORS, "gguf", "huggingface_hub", "llguidance", "openai", "safetensors"}
+_PARSERS = {"bs4", "docx", "markdown_it", "pyarrow", "pypdf"}
+SLOW = {*TENSORS, *_PARSERS, "gguf", "huggingface_hub", "llguidance", "openai", "safetensors"}
 # Fast enough for a module that needs them, too slow for `llmos --help`.
 NOT_FOR_HELP = {*SLOW, "httpx", "networkx", "numpy", "sqlite3", "starlette", "tiktoken", "uvicorn"}
 
