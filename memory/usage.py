@@ -1,0 +1,63 @@
+"""Which notes were found lately, for decay: gathered in memory, written in batches.
+
+A search must not wait for a disk. What was gathered since the last batch is lost in a crash, and a
+note then fades as if it had been used a little less.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from threading import Lock
+from typing import NamedTuple
+
+BATCH_NOTES = 20_000  # so many different notes are gathered before a search writes them itself
+
+
+class Use(NamedTuple):
+    """When a note was used last, in seconds since the epoch, and how often since it was written."""
+
+    at: float
+    times: int
+
+
+class Usage:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._uses: dict[int, Use] = {}
+        self._lock = Lock()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._uses) >= BATCH_NOTES
+
+    def add(self, notes: Iterable[int], now: float) -> None:
+        """Count one use of each note."""
+        with self._lock:
+            for note in notes:
+                before = self._uses.get(note)
+                self._uses[note] = Use(now, 1 if before is None else before.times + 1)
+
+    def take(self) -> dict[int, Use]:
+        """What was gathered, which is then no longer held here."""
+        with self._lock:
+            uses, self._uses = self._uses, {}
+        return uses
+
+    def give_back(self, uses: dict[int, Use]) -> None:
+        """Undo a `take` whose batch could not be written."""
+        with self._lock:
+            for note, use in uses.items():
+                since = self._uses.get(note)
+                self._uses[note] = use if since is None else Use(since.at, since.times + use.times)
+
+
+def write(sql: sqlite3.Connection, uses: dict[int, Use]) -> None:
+    """Add a batch to the table `usage`, but for notes that are gone."""
+    sql.executemany(
+        "INSERT INTO usage (note, used_at, uses) SELECT id, ?, ? FROM notes WHERE id = ?"
+        " ON CONFLICT (note) DO UPDATE SET used_at = max(used_at, excluded.used_at),"
+        " uses = uses + excluded.uses",
+        [(use.at, use.times, note) for note, use in uses.items()],
+    )
