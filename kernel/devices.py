@@ -53,7 +53,12 @@ class Devices:
         self._opening: dict[str, asyncio.Lock] = {}
         self._is_stopped = False
         self._embedder: Embedder | None = None
-        self._vectors: VectorCache | None = None
+        embedding = settings.embedding
+        self._vectors = VectorCache(
+            settings.home / "embeddings.db",
+            memory_bytes=embedding.cache_bytes if embedding else 0,
+            disk_bytes=embedding.cache_disk_bytes if embedding else 0,
+        )
         self._reranker: Reranker | None = None
         self._held_pids: set[int] = set()
 
@@ -217,16 +222,19 @@ class Devices:
         if setting is None:
             raise SyscallError("not_available", "no embedding model is configured")
         if self._embedder is None or self._embedder.is_down:
-            self._vectors = self._vectors or VectorCache(
-                self._settings.home / "embeddings.db",
-                memory_bytes=setting.cache_bytes,
-                disk_bytes=setting.cache_disk_bytes,
-            )
             self._embedder = Embedder(
                 setting.name, setting.open, self._clock, self._tracer, self._vectors
             )
         await self._embedder.start()
         return self._embedder
+
+    async def forget_vectors(self) -> None:
+        """Forget every computed vector: they tell what the texts were about that a user forgets."""
+        await asyncio.to_thread(self._vectors.clear)
+
+    async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers a query, from 0 to 1. Raises: as `reranker`."""
+        return await (await self.reranker()).score(query, texts)
 
     async def reranker(self) -> Reranker:
         """The reranking device, opened if need be.
@@ -321,8 +329,7 @@ class Devices:
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
         if self._embedder is not None:
             await self._embedder.stop()
-        if self._vectors is not None:
-            self._vectors.close()
+        self._vectors.close()
         if self._reranker is not None:
             await self._reranker.stop()
 

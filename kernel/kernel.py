@@ -83,7 +83,11 @@ class Kernel:
         self.devices = Devices(
             settings, registry=self.registry, clock=self.clock, tracer=self.tracer
         )
-        self.library = Library(self.devices, self._open_store)
+        self.library = Library(
+            self.devices,
+            self._open_store,
+            rerank=None if settings.reranker is None else self.devices.rerank,
+        )
         self.contexts = Contexts(
             self.devices,
             self.library,

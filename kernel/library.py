@@ -138,7 +138,10 @@ class Library:
                 everything=call.everything,
             )
 
-        return await asyncio.to_thread(delete)
+        forgotten = await asyncio.to_thread(delete)
+        if forgotten.count:
+            await self._devices.forget_vectors()
+        return forgotten
 
     async def stat(self, process: Process) -> MemoryInfo:
         """Counts and sizes of what the process may read."""
@@ -163,7 +166,8 @@ class Library:
         if rerank is None:
             raise SyscallError(
                 "not_available",
-                "rerank: no reranking model is configured; configure one, or leave rerank out",
+                "rerank: no cross-encoder is configured; name one as [reranker] source in "
+                "llmos.toml, or leave rerank out",
                 field="rerank",
             )
         loop = asyncio.get_running_loop()

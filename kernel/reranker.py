@@ -1,7 +1,7 @@
 """The reranking device: one thread that scores texts against a query.
 
-`score` is for the worker threads in which the store searches; everything else is for the event
-loop. Like the embedding device it gives way to those that generate.
+Like the embedding device it gives way to those that generate. Public methods are for the event
+loop.
 """
 
 from __future__ import annotations
@@ -49,13 +49,10 @@ class Reranker:
                     device=self.name,
                 ) from problem
 
-    def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """How well each text answers a query, from 0 to 1. Blocks.
-
-        Raises: SyscallError("device").
-        """
+    async def score(self, query: str, texts: Sequence[str]) -> list[float]:
+        """How well each text answers a query, from 0 to 1. Raises: SyscallError("device")."""
         try:
-            return self._thread.submit(self._score, query, list(texts)).result()
+            return await asyncio.wrap_future(self._thread.submit(self._score, query, list(texts)))
         except DeviceError as problem:
             raise SyscallError(
                 "device", f"reranking failed: {problem}", device=self.name

@@ -34,14 +34,14 @@ class SharedWords:
         pass
 
 
-def test_texts_are_scored_from_a_worker_thread() -> None:
+def test_texts_are_scored() -> None:
     async def scenario() -> None:
         reranker = Reranker("words", SharedWords)
         assert reranker.info().state == "closed"
         await reranker.start()
-        assert await asyncio.to_thread(reranker.score, "a b", ["a", "c", "b a"]) == [0.5, 0.0, 1.0]
+        assert await reranker.score("a b", ["a", "c", "b a"]) == [0.5, 0.0, 1.0]
         with pytest.raises(SyscallError, match="no scores"):
-            await asyncio.to_thread(reranker.score, "bad", ["a"])
+            await reranker.score("bad", ["a"])
         assert reranker.info().state == "ready"
         await reranker.stop()
 
