@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmos.agents import filters
+from llmos.agents.assistant import assistant
 from llmos.agents.best_of_n import best_of_n, best_of_n_writer
 from llmos.agents.chat import chat
 from llmos.agents.critic import critic
@@ -19,6 +20,7 @@ from llmos.agents.tree_of_thought import tree_of_thought
 from llmos.syscalls.trap import ProgramFunction
 
 PROGRAMS: Mapping[str, ProgramFunction] = {
+    "assistant": assistant,
     "best-of-n": best_of_n,
     "best-of-n-writer": best_of_n_writer,
     "cat": filters.cat,
