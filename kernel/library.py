@@ -57,7 +57,7 @@ class Library:
                 raise SyscallError(
                     "invalid", f"notes.{index}.text: it is blank", field=f"notes.{index}.text"
                 )
-        store = await self._opened()
+        store = await self.opened()
         embedder = await self._devices.embedder()
         vectors = await embedder.embed([note.text for note in notes], role="document")
 
@@ -71,7 +71,7 @@ class Library:
 
         Raises: SyscallError("invalid") naming the field; "not_available" without a reranker.
         """
-        store = await self._opened()
+        store = await self.opened()
         reranker = self._reranker() if call.rerank else None
         vector = None
         if call.mode != "lexical":
@@ -97,7 +97,7 @@ class Library:
 
     async def related(self, process: Process, call: calls.Related) -> Facts:
         """Facts about an entity, from the namespaces that were named or may be read."""
-        store = await self._opened()
+        store = await self.opened()
         namespaces = await self._named(process, store, call.namespaces)
 
         def walk() -> Facts:
@@ -120,7 +120,7 @@ class Library:
                 "ids, source, where, owner, everything: give one, so that not all is forgotten",
                 field="ids",
             )
-        store = await self._opened()
+        store = await self.opened()
         if call.namespace is not None:
             namespaces = [call.namespace]
         elif call.owner is not None:
@@ -145,7 +145,7 @@ class Library:
 
     async def stat(self, process: Process) -> MemoryInfo:
         """Counts and sizes of what the process may read."""
-        store = await self._opened()
+        store = await self.opened()
         namespaces = await self._allowed(process, store, "read")
         return await asyncio.to_thread(store.stat, namespaces)
 
@@ -195,7 +195,8 @@ class Library:
         own = process.namespace
         return [name for name in names if name == own or process.capabilities.allows(kind, name)]
 
-    async def _opened(self) -> Store:
+    async def opened(self) -> Store:
+        """The store, opened at its first use. Raises: SyscallError("storage")."""
         while self._store is None:
             if self._opening is None:
                 self._opening = asyncio.create_task(self._open())

@@ -25,15 +25,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos.memory import notes as rows
+from llmos.memory import usage
 from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.damage import damaged, storage_errors
 from llmos.memory.database import Database
+from llmos.memory.decay import DEFAULT as DECAY
+from llmos.memory.decay import Decay, faded_ids
 from llmos.memory.filters import Filter
 from llmos.memory.folder import INDEX_FILE, FolderLock
 from llmos.memory.knowledge import related
 from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
+from llmos.memory.usage import Usage
 from llmos.memory.vectors import VectorIndex, unit_vectors
 from llmos.memory.writing import Entered, Near, enter, nearly_there
 from llmos.syscalls.calls import Note
@@ -62,6 +66,7 @@ class Store:
         self.folder = folder
         self.dimensions = dimensions
         self._clock = clock
+        self._usage = Usage()
         self._mutex = Lock()
         self._is_open = False
         with storage_errors(folder):
@@ -107,7 +112,8 @@ class Store:
             entered: list[Entered] = []
             fresh: dict[int, int] = {}  # new id to its row in `matrix`
             try:
-                with self._database.transaction() as sql:
+                with self._usage.batch() as used, self._database.transaction() as sql:
+                    usage.write(sql, used)
                     expired = rows.expired(sql, now)
                     rows.delete(sql, expired)
                     reader = Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
@@ -143,7 +149,11 @@ class Store:
                 raise SyscallError("invalid", f"{query.mode} search needs a vector", field="vector")
             unit = self._unit_vectors([query.vector], field="vector")
         with self.reading() as reader:
-            return search(reader, query, unit, reader.now)
+            found = search(reader, query, unit, reader.now)
+        self._usage.add([hit.id for hit in found.hits], reader.now)
+        if self._usage.is_full:
+            self._write_usage()
+        return found
 
     @contextmanager
     def reading(self) -> Generator[Reader]:
@@ -209,6 +219,24 @@ class Store:
             self._index.remove(gone)
         return Forgotten(count=len(gone))
 
+    def decay(self, how: Decay = DECAY, *, namespaces: Sequence[str] | None = None) -> Forgotten:
+        """Delete what has faded in some namespaces (None: in all); `decay.py` says what fades.
+
+        Raises: SyscallError("storage").
+        """
+        self._write_usage()
+        with self._use() as now:
+            with self._database.transaction() as sql:
+                gone = np.array(faded_ids(sql, now, how, namespaces=namespaces), dtype=np.int64)
+                rows.delete(sql, gone)
+            self._index.remove(gone)
+        return Forgotten(count=len(gone))
+
+    def _write_usage(self) -> None:
+        with self._usage.batch() as used:
+            if used:
+                self.record(lambda sql: usage.write(sql, used))
+
     def record(self, write: Callable[[sqlite3.Connection], None]) -> None:
         """Run `write` in a transaction; it may touch no table that a search reads."""
         with self._use(), self._database.transaction() as sql:
@@ -257,6 +285,8 @@ class Store:
             self._is_open = False
             try:
                 with storage_errors(self.folder):
+                    with self._usage.batch() as used, self._database.transaction() as sql:
+                        usage.write(sql, used)
                     self._flush()
             finally:
                 self._database.close()

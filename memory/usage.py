@@ -7,7 +7,8 @@ note then fades as if it had been used a little less.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from threading import Lock
 from typing import NamedTuple
 
@@ -39,14 +40,18 @@ class Usage:
                 before = self._uses.get(note)
                 self._uses[note] = Use(now, 1 if before is None else before.times + 1)
 
-    def take(self) -> dict[int, Use]:
-        """What was gathered, which is then no longer held here."""
+    @contextmanager
+    def batch(self) -> Generator[dict[int, Use]]:
+        """What was gathered, to be written in this block; where that fails, it is kept."""
         with self._lock:
             uses, self._uses = self._uses, {}
-        return uses
+        try:
+            yield uses
+        except BaseException:
+            self._keep(uses)
+            raise
 
-    def give_back(self, uses: dict[int, Use]) -> None:
-        """Undo a `take` whose batch could not be written."""
+    def _keep(self, uses: dict[int, Use]) -> None:
         with self._lock:
             for note, use in uses.items():
                 since = self._uses.get(note)
