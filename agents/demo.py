@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 from llmos.agents.critic import critic
 from llmos.agents.debate import debate
+from llmos.agents.grounding import shown_source
 from llmos.agents.handle import OS
-from llmos.agents.indexing import indexer, namespace_of, text_files
+from llmos.agents.indexing import indexer, namespace_of, require_indexed
 from llmos.agents.react import react
 from llmos.agents.research import research
 from llmos.agents.summarise import summarise
-from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Exited, FileInfo
 from llmos.syscalls.values import JsonObject, JsonValue
 
@@ -43,15 +43,13 @@ async def demo(
     """
     reporter = await os.spawn(demo_reporter, parent=os.pid)
     await os.receive(sender=reporter)  # it has subscribed
-    files, skipped = await text_files(os, folder)
-    if not files:
-        raise SyscallError(
-            "not_found", f"there is no text file in {folder}", what="text file", name=folder
-        )
+    files = await os.list(folder, is_recursive=True)
     await _tell(os, f"{len(files)} files, {sum(file.bytes for file in files)} bytes")
     index = await _index(os, folder, files)
+    require_indexed(index)
+    texts = _indexed_files(files, index)
     await _tell(os, f"indexed: {index['notes']} new chunks, {index['unchanged']} files unchanged")
-    agents = await _start(os, folder, files, question, model)
+    agents = await _start(os, folder, texts, question, model)
     await _tell(os, f"{len(agents)} agents started: {', '.join(agents)}")
     ended = await _ended(os, agents)
     await os.publish(TOPIC, None)
@@ -60,9 +58,9 @@ async def demo(
     return {
         "question": question,
         "answer": answer["answer"],
-        "sources": [f"{one['source']}:{one['line']}" for one in answer["sources"]],
+        "sources": [shown_source(one, folder) for one in answer["sources"]],
         "research": answer,
-        "index": {**index, "skipped": skipped},
+        "index": index,
         "agents": {name: _outcome(one) for name, one in ended.items() if name != "research"},
         "events": events,
     }
@@ -90,11 +88,17 @@ async def _index(os: OS, folder: str, files: Sequence[FileInfo]) -> JsonObject:
     done: list[JsonObject] = await os.results(pids)
     return {
         "namespace": namespace,
-        "files": len(files),
+        "files": sum(one["files"] for one in done),
         "unchanged": sum(one["unchanged"] for one in done),
         "notes": sum(one["notes"] for one in done),
-        "lossy": [path for one in done for path in one["lossy"]],
+        "skipped": [line for one in done for line in one["skipped"]],
     }
+
+
+def _indexed_files(files: Sequence[FileInfo], index: JsonObject) -> list[FileInfo]:
+    """The files that memory could take in."""
+    skipped = {line.partition(": ")[0] for line in index["skipped"]}
+    return [file for file in files if file.path not in skipped]
 
 
 async def _start(

@@ -28,6 +28,8 @@ _CITED_SENTENCE = re.compile(
 )
 _WORD = re.compile(r"[a-z0-9_]{4,}")
 _QUOTE_TOKENS = 200
+# What places in files are counted in, as `Ingest` writes it in a note's metadata.
+_UNITS = ("line", "page", "row", "paragraph")
 
 
 class Quote(NamedTuple):
@@ -93,8 +95,15 @@ async def quote(
 
 
 def source_of(hit: Hit) -> JsonObject:
-    """A hit as a source that a reader can look up."""
-    return {"source": hit.source, "line": hit.position, "text": hit.text}
+    """A hit as a source that a reader can look up: a file, the place in it, and the text."""
+    places = (f"{unit} {hit.metadata[unit]}" for unit in _UNITS if unit in hit.metadata)
+    return {"source": hit.source, "place": next(places, None), "text": hit.text}
+
+
+def shown_source(source: JsonObject, folder: str) -> str:
+    """A source in one line, its path from a folder on: "guide.md, line 4"."""
+    path = str(source["source"]).removeprefix(f"{folder.rstrip('/')}/")
+    return f"{path}, {source['place']}" if source["place"] else path
 
 
 def checked(text: str, sources: Mapping[int, str], *, least_support: float = 0.85) -> Cited:

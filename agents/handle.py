@@ -382,6 +382,26 @@ class OS:
         )
         return forgotten.count
 
+    async def ingest(
+        self,
+        paths: str | Sequence[str],
+        *,
+        namespace: str | None = None,
+        chunk_tokens: int | None = None,
+        encoding: str | None = None,
+        forget_gone: bool = False,
+    ) -> r.Ingested:
+        """Take files and folders into memory, or bring them up to date; as in `calls.Ingest`."""
+        return await self._trap.call(
+            calls.Ingest(
+                paths=(paths,) if isinstance(paths, str) else tuple(paths),
+                namespace=namespace,
+                chunk_tokens=chunk_tokens,
+                encoding=encoding,
+                forget_gone=forget_gone,
+            )
+        )
+
     async def memory_stat(self) -> r.MemoryInfo:
         """The state of the long-term store."""
         return await self._trap.call(calls.MemoryStat())

@@ -11,8 +11,8 @@ from llmos.agents.chat import chat
 from llmos.agents.critic import critic
 from llmos.agents.debate import debate, debater
 from llmos.agents.demo import demo, demo_reporter
+from llmos.agents.documents import documents
 from llmos.agents.indexing import indexer
-from llmos.agents.rag import rag
 from llmos.agents.react import react
 from llmos.agents.research import research, research_worker, research_writer
 from llmos.agents.summarise import summarise, summarise_chunk
@@ -30,10 +30,10 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "debater": debater,
     "demo": demo,
     "demo-reporter": demo_reporter,
+    "documents": documents,
     "echo": filters.echo,
     "grep": filters.grep,
     "indexer": indexer,
-    "rag": rag,
     "react": react,
     "research": research,
     "research-worker": research_worker,

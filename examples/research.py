@@ -21,7 +21,7 @@ async def main() -> None:
     print("plan:", *found["plan"], sep="\n  ")
     print("answer:", found["answer"])
     for source in found["sources"]:
-        print(f"  [{source['n']}] {source['source']}:{source['line']}")
+        print(f"  [{source['n']}] {source['source']}, {source['place']}")
     for reason in found["dropped"]:
         print("dropped:", reason)
     print("critical path:", " -> ".join(found["graph"]["critical_path"]))

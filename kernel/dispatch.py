@@ -56,6 +56,8 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
             return await kernel.library.retrieve(process, call)
         case c.Related():
             return await kernel.library.related(process, call)
+        case c.Ingest():
+            return await kernel.ingestions.ingest(process, call)
         case c.Forget():
             return await kernel.library.forget(process, call)
         case c.MemoryStat():

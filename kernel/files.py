@@ -142,6 +142,13 @@ class FileSystem:
             raise SyscallError("not_found", f"there is no file {path}", what="file", name=path)
         return found
 
+    def readable_path(self, process: Process, path: str) -> Path:
+        """Where a path leads, a file's or a folder's, that the process may read.
+
+        Raises: SyscallError("denied").
+        """
+        return self._resolve(process, path, is_writing=False)
+
     def home(self, process: Process) -> Path:
         """The process's home; the folder appears when something is written there."""
         if process.home is None:

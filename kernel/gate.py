@@ -69,7 +69,7 @@ class Gate:
                 self._require_namespace(process, "read", call.namespace)
                 if call.append is not None or call.replace is not None:
                     self._require_namespace(process, "write", call.namespace)
-            case c.Remember() | c.Forget():
+            case c.Remember() | c.Forget() | c.Ingest():
                 self._require_namespace(process, "write", call.namespace)
                 if isinstance(call, c.Remember) and call.owner is not None:
                     self._require_init(process, "owner", "for whom a note is kept")

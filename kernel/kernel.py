@@ -23,6 +23,7 @@ from llmos.kernel.files import FileSystem, attach_pipe
 from llmos.kernel.gate import Gate
 from llmos.kernel.graph import GraphRun, build
 from llmos.kernel.inference import Inference
+from llmos.kernel.ingestion import Ingestions
 from llmos.kernel.ipc import Mailboxes
 from llmos.kernel.journal import Journal, NoJournal
 from llmos.kernel.learning import JOB_NICE, Learning
@@ -88,6 +89,7 @@ class Kernel:
             self._open_store,
             rerank=None if settings.reranker is None else self.devices.rerank,
         )
+        self.ingestions = Ingestions(self.library, self.devices, self.files)
         self.contexts = Contexts(
             self.devices,
             self.library,

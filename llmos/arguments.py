@@ -76,7 +76,7 @@ def load_program(name: str) -> str | ProgramFunction:
 
 
 def usage(name: str, function: ProgramFunction) -> str:
-    """How a program is called: `rag FOLDER QUESTION [model=...]`."""
+    """How a program is called: `documents FOLDER [QUESTIONS...] [model=...]`."""
     _, *parameters = inspect.signature(function).parameters.values()  # the first is its handle
     return " ".join([name, *(_shown(parameter) for parameter in parameters)])
 

@@ -327,6 +327,29 @@ class Forget(Call[r.Forgotten]):
     everything: bool = False
 
 
+class Ingest(Call[r.Ingested]):
+    """Take files and folders into a namespace, or bring what is known of them up to date.
+
+    Text, Markdown, HTML, PDF, docx, CSV and source code are parsed and cut along their structure
+    into notes of `chunk_tokens` tokens at most (None: what suits the embedding model). A note has
+    its file's absolute path as `source`, its place among the file's notes as `position`, and in its
+    metadata `format`, `section`, and `line`, `page`, `row` or `paragraph`.
+
+    A file that has not changed is not read again, and of one that has, only new text is embedded.
+    Hidden files and links are left out. `forget_gone` forgets what is known of files below `paths`
+    that are not there any more. `encoding` is that of text which is not UTF-8 and does not say so.
+    A file that cannot be taken in is in the result, and the others are taken in all the same.
+    """
+
+    op: Literal["ingest"] = "ingest"
+    paths: tuple[str, ...] = Field(min_length=1)
+    namespace: str | None = None
+    chunk_tokens: int | None = Field(default=None, ge=16)
+    encoding: str | None = None
+    max_file_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    forget_gone: bool = False
+
+
 class MemoryStat(Call[r.MemoryInfo]):
     op: Literal["memory_stat"] = "memory_stat"
 
@@ -634,6 +657,7 @@ Syscall = (
     | Remember
     | Retrieve
     | Related
+    | Ingest
     | Forget
     | MemoryStat
     | ToolCall

@@ -100,6 +100,7 @@ INSTANCES: list[Call[Any]] = [
         neighbours=1,
         with_parent=True,
     ),
+    calls.Ingest(paths=("a", "b"), namespace="n", chunk_tokens=64, forget_gone=True),
     calls.Related(entity="Ann", hops=2, namespaces=("n",), at=1, limit=5),
     calls.Forget(ids=(1, 2)),
     calls.Forget(owner="ann", everything=True),

@@ -14,8 +14,8 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 PRINTED = {
     "assistant": "-- the kernel has ended",
     "debate": "winner: ",
+    "documents": "[1] 0",
     "pipes": "{'lines': 2, 'words': 7, 'bytes': 29}",
-    "rag": "[1] 0",
     "react": 'calculator {"expression": "123 * 456"} = 56088',
     "research": "critical path: worker-",
     "chat": "2 answers",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmos.agents.handle import OS
-from llmos.agents.indexing import MAX_FILE_BYTES, namespace_of
+from llmos.agents.indexing import namespace_of
 
 BootAgents = Callable[..., Any]
 
@@ -22,27 +22,25 @@ def folder(tmp_path: Path) -> Path:
     (files / "lamp.md").write_text("The lamp is red.\n\n" + "It turns. " * 40)
     (files / "deep" / "ship.txt").write_text("Ships see the lamp.")
     (files / "odd.txt").write_bytes(b"caf\xe9 is open")
-    (files / "empty.txt").write_text("\n \n")
     (files / "image.png").write_bytes(b"\x89PNG")
-    (files / "huge.txt").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
     return files
 
 
 async def index_and_find(os: OS, folder: str, query: str) -> list[Any]:
     index = await os.result(await os.spawn("indexer", folder))
     hits = await os.retrieve(query, k=2, namespaces=[namespace_of(folder)])
-    return [index, [[hit.source, hit.position] for hit in hits]]
+    return [index, hits]
 
 
 def test_files_are_found_again_with_their_places(folder: Path, boot_agents: BootAgents) -> None:
     async def main() -> None:
         async with boot_agents() as kernel:
-            index, found = await index_and_find(kernel.os, str(folder), "ships")
-            assert (index["files"], index["unchanged"]) == (4, 0)
-            assert index["lossy"] == [str(folder / "odd.txt")]
+            index, hits = await index_and_find(kernel.os, str(folder), "ships")
+            assert (index["files"], index["unchanged"]) == (2, 0)
             skipped = dict(line.split(": ", 1) for line in index["skipped"])
-            assert set(skipped) == {str(folder / "image.png"), str(folder / "huge.txt")}
-            assert found[0] == ["deep/ship.txt", 1]
+            assert set(skipped) == {str(folder / "image.png"), str(folder / "odd.txt")}
+            assert hits[0].source == str(folder / "deep" / "ship.txt")
+            assert (hits[0].position, hits[0].metadata["line"]) == (0, 1)
 
     asyncio.run(main())
 
@@ -53,7 +51,7 @@ def test_nothing_is_indexed_twice(folder: Path, boot_agents: BootAgents) -> None
             first, _ = await index_and_find(kernel.os, str(folder), "lamp")
             items = (await kernel.os.memory_stat()).items
             again, _ = await index_and_find(kernel.os, str(folder), "lamp")
-            assert (again["unchanged"], again["notes"]) == (3, 0)
+            assert (again["unchanged"], again["notes"]) == (2, 0)
             assert (await kernel.os.memory_stat()).items == items == first["notes"]
 
     asyncio.run(main())
@@ -66,8 +64,18 @@ def test_a_changed_file_replaces_what_was_there(folder: Path, boot_agents: BootA
             items = (await kernel.os.memory_stat()).items
             (folder / "deep" / "ship.txt").write_text("Boats see the lamp.")
             again, _ = await index_and_find(kernel.os, str(folder), "boats")
-            assert (again["unchanged"], again["notes"]) == (2, 1)
+            assert (again["unchanged"], again["notes"]) == (1, 1)
             assert (await kernel.os.memory_stat()).items == items
+
+    asyncio.run(main())
+
+
+def test_some_files_of_a_folder_can_be_indexed(folder: Path, boot_agents: BootAgents) -> None:
+    async def main() -> None:
+        async with boot_agents() as kernel:
+            path = str(folder / "lamp.md")
+            pid = await kernel.os.spawn("indexer", str(folder), paths=[path])
+            assert (await kernel.os.result(pid))["files"] == 1
 
     asyncio.run(main())
 

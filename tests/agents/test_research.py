@@ -49,9 +49,9 @@ def test_a_question_becomes_a_plan_workers_and_a_cited_answer(
     assert value["plan"] == [QUESTION, *PLAN]
     assert value["answer"] == draft
     assert not value["is_quoted"]
-    assert [(s["n"], s["quote"], s["source"], s["line"]) for s in value["sources"]] == [
-        (1, SHIPS, "ships.md", 1),
-        (2, LAMP, "lamp.md", 1),
+    assert [(s["n"], s["quote"], Path(s["source"]).name, s["place"]) for s in value["sources"]] == [
+        (1, SHIPS, "ships.md", "line 1"),
+        (2, LAMP, "lamp.md", "line 1"),
     ]
     assert value["dropped"] == []
     assert value["graph"]["critical_path"][-1] == "writer"
