@@ -6,13 +6,15 @@ A command prints to the shell's terminal and returns an exit status. What a pers
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from rich.text import Text
 
-from llmos import live, tables
+from llmos import context_picture, live, tables
 from llmos.arguments import usage
 from llmos.exits import UsageError
 from llmos.jobs import OK, Job, Jobs, show_outcome
@@ -24,6 +26,7 @@ from llmos.trace_file import VIEWER, write_trace
 if TYPE_CHECKING:
     from llmos.agents.handle import OS
     from llmos.kernel.kernel import Kernel
+    from llmos.syscalls.results import ContextInfo
 
 TRACE_FILE = "llmos-trace.json"
 _SIGNALS: Mapping[str, SignalName] = {name: name for name in get_args(SignalName)}
@@ -62,7 +65,10 @@ class ShellCommands:
             "ps": Command("ps", "all processes", "none", self._ps),
             "top": Command("top", "processes and devices, live; q leaves", "none", self._top),
             "mem": Command(
-                "mem [PID]", "large allocations; or the contexts of a process", "pids", self._mem
+                "mem [PID [FILE.svg]]",
+                "large allocations; or the contexts of a process, also as a picture",
+                "pids",
+                self._mem,
             ),
             "models": Command("models", "models and adapters", "none", self._models),
             "devices": Command("devices", "devices and what runs on them", "none", self._devices),
@@ -151,9 +157,10 @@ class ShellCommands:
     # --- memory, models, devices ------------------------------------------------------------------
 
     async def _mem(self, words: Sequence[str]) -> int:
-        self._expect("mem", words, at_most=1)
+        self._expect("mem", words, at_most=2)
         if words:
-            return await self._mem_of(self._number("mem", words[0]))
+            picture = Path(words[1]) if len(words) > 1 else None
+            return await self._mem_of(self._number("mem", words[0]), picture)
         info = await self._os.stat()
         self._print(tables.ledger_table(info.ledger, resident_bytes=info.resident_bytes))
         self._print(await self._store_line())
@@ -172,13 +179,16 @@ class ShellCommands:
             f"database {tables.size(store.database_bytes)}"
         )
 
-    async def _mem_of(self, pid: int) -> int:
+    async def _mem_of(self, pid: int, picture: Path | None) -> int:
         found = [info for info in await self._os.ps() if info.pid == pid]
         if not found:
             raise SyscallError("not_found", f"there is no process {pid}", what="process", name=pid)
         owner: OS = self._kernel.handle(pid)
         contexts = [await owner.context_stat(context) for context in found[0].contexts]
         self._print(tables.context_table(contexts))
+        if picture is not None:
+            await asyncio.to_thread(_write_picture, picture, contexts)
+            self._print(f"the windows over time are drawn in {picture}")
         used = found[0].accounting
         self._print(
             f"process {pid} holds {tables.size(used.kv_bytes)} of KV; "
@@ -261,6 +271,13 @@ class ShellCommands:
 
     def _print(self, what: object) -> None:
         self._terminal.screen.print(Text(what) if isinstance(what, str) else what, soft_wrap=False)
+
+
+def _write_picture(path: Path, contexts: Sequence[ContextInfo]) -> None:
+    try:
+        path.write_text(context_picture.draw(contexts), encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"{path}: {problem.strerror}") from problem
 
 
 def describe(job: Job) -> str:

@@ -6,6 +6,7 @@ Pure functions of values; prints nothing and asks nobody.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from llmos.syscalls.results import (
 )
 
 _WIDE_COLUMNS = 160  # where nobody's terminal limits a line
+_ACTIONS_SHOWN = 4  # of a context: the newest
 _NARROW_COLUMNS = 116  # below this, tables leave columns out
 STATE_STYLES: Mapping[ProcessState, str] = {
     "new": "dim",
@@ -203,28 +205,31 @@ def ledger_table(entries: Iterable[LedgerEntry], *, resident_bytes: int) -> Tabl
 
 
 def context_table(contexts: Sequence[ContextInfo]) -> Table:
-    """A row per segment of each context, with what was done to it."""
-    table = _table("context", "model", "segment", "state")
+    """Each context: a row per segment in its window, how many have left it, and what was done."""
+    table = _table("context", "segment", "why")
     table.add_column("tokens", justify="right", no_wrap=True)
     table.add_column("begins", overflow="ellipsis", no_wrap=True)
     for context in contexts:
-        for segment in context.segments:
+        number = str(context.context)
+        window = [one for one in context.segments if one.state == "in_window"]
+        left = Counter(one.state.replace("_", " ") for one in context.segments)
+        del left["in window"]
+        for segment in window:
             table.add_row(
-                str(context.context),
-                Text(context.model),
+                number,
                 f"{segment.index} {segment.kind}",
-                segment.state,
+                segment.reason or "",
                 count(segment.tokens),
                 Text(segment.preview),
             )
         table.add_section()
+        gone = ", ".join(f"{count(number)} {state}" for state, number in left.items())
         table.add_row(
-            str(context.context),
-            Text(context.model),
+            number,
             "all",
-            "; ".join(context.actions),
+            Text("; ".join((*context.actions[-_ACTIONS_SHOWN:], *([gone] if gone else ())))),
             f"{count(context.used_tokens)} of {count(context.budget_tokens)}",
-            "",
+            Text(f"{context.model}, policy {context.policy}"),
         )
     return table
 

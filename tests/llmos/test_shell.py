@@ -19,8 +19,9 @@ from prompt_toolkit.output.plain_text import PlainTextOutput
 from rich.console import Console
 
 from llmos.agents.handle import OS
+from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
-from llmos.kernel.settings import Settings
+from llmos.kernel.settings import ModelSetting, Settings
 from llmos.shell import PROMPT, Shell, ShellCompleter, interactive_shell
 from llmos.syscalls.errors import Killed, SyscallError
 from llmos.terminal import Terminal
@@ -282,6 +283,41 @@ def test_mem_models_devices_tools_and_help_answer(script: Script) -> None:
         assert (status, shown != "") == (0, True), line
     assert "programs: answer_lines, clean_up" in script("help")[1]
     assert script("help say_and_return") == (0, "say_and_return WHAT [SAID]\n")
+
+
+async def talk(os: OS) -> None:
+    context = await os.context_open("Say hello.", budget_tokens=400)
+    await os.generate("And once more.", context=context, max_tokens=8)
+    await os.print("talked")
+    await os.receive()
+
+
+def test_mem_of_a_process_shows_its_contexts_and_draws_them(tmp_path: Path) -> None:
+    picture = tmp_path / "window.svg"
+    model = ModelSetting("scripted", "scripted", "scripted", Scripted)
+
+    async def scenario() -> str:
+        screen = Screen()
+        settings = Settings(home=tmp_path, models={"scripted": model}, default_model="scripted")
+        kernel = Kernel(settings, bind=OS, programs={"talk": talk})
+        try:
+            shell = Shell(kernel, screen.terminal)
+            await shell.run_line("talk &")
+            (job,) = shell.jobs
+            while not job.unseen_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await shell.run_line(f"mem {job.pids[0]} {picture}")
+            await shell.run_line(f"mem {job.pids[0]} {tmp_path}")
+        finally:
+            await kernel.stop()
+        return screen.text
+
+    shown = asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert "And once more." in shown
+    assert "of 400" in shown
+    assert "policy default" in shown
+    assert f"llmos: {tmp_path}: Is a directory" in shown
+    assert picture.read_text().startswith("<svg")
 
 
 def test_trace_writes_what_perfetto_reads(script: Script, tmp_path: Path) -> None:
