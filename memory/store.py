@@ -26,6 +26,7 @@ import numpy as np
 
 from llmos.memory import notes as rows
 from llmos.memory import usage
+from llmos.memory.changes import version
 from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.damage import damaged, storage_errors
 from llmos.memory.database import Database
@@ -297,7 +298,7 @@ class Store:
             self._index.save(
                 self.folder,
                 store_id=self._database.store_id,
-                last_id=rows.version(self._database.connection).last_id,
+                last_id=version(self._database.connection).last_id,
             )
         self._database.checkpoint()
 
@@ -310,7 +311,7 @@ class Store:
                 self.folder,
                 dimensions=self.dimensions,
                 store_id=self._database.store_id,
-                last_id=rows.version(sql).last_id,
+                last_id=version(sql).last_id,
             )
             known = index.ids
             index.remove(np.setdiff1d(known, live, assume_unique=True))
