@@ -30,7 +30,7 @@ from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.trace import Tracer
 from llmos.memory.context import Context
 from llmos.syscalls import calls
-from llmos.syscalls.content import Message, TextPart
+from llmos.syscalls.content import Message, TextPart, user
 from llmos.syscalls.errors import Killed, SyscallError
 from llmos.syscalls.results import (
     Delta,
@@ -38,6 +38,7 @@ from llmos.syscalls.results import (
     FinishReason,
     Generated,
     Tokens,
+    ToolSpec,
     Usage,
 )
 
@@ -256,7 +257,7 @@ class Inference:
             prompt = await _off_loop(len(text), lambda: engine.tokenize(text))
             public = 0
         else:
-            messages = await self._conversation(process, call, context, engine)
+            messages = await self._conversation(process, call, context, engine, specs)
             conversation = Conversation(messages, specs, call.prefix)
             size = sum(len(message.text) for message in messages)
             prompt = await _off_loop(
@@ -337,7 +338,12 @@ class Inference:
         return ticket
 
     async def _conversation(
-        self, process: Process, call: calls.Generate, context: Context | None, engine: Device
+        self,
+        process: Process,
+        call: calls.Generate,
+        context: Context | None,
+        engine: Device,
+        specs: Sequence[ToolSpec],
     ) -> Sequence[Message]:
         if context is None:
             if not call.messages:
@@ -355,6 +361,7 @@ class Inference:
             )
         _require_text(call.messages)
         reserve = min(call.max_tokens, context.budget_tokens // 2)
+        reserve += _surround_tokens(engine, specs, call.prefix)
         await self._contexts.prepare(process, context, call.messages, reserve_tokens=reserve)
         window = context.window()
         if not window:
@@ -490,6 +497,14 @@ def _room(call: calls.Generate, engine: Device, prompt_tokens: int) -> tuple[int
     if room < call.max_tokens:
         return room, "context_full"
     return call.max_tokens, "length"
+
+
+def _surround_tokens(engine: Device, specs: Sequence[ToolSpec], prefix: str) -> int:
+    """What tools and a prefix add to every prompt, which a context does not count."""
+    if not specs and not prefix:
+        return 0
+    probe = [user("a")]
+    return len(engine.render(probe, tools=specs, prefix=prefix)) - len(engine.render(probe))
 
 
 def _require_text(messages: Sequence[Message]) -> None:

@@ -16,9 +16,10 @@ from llmos.drivers.contract import Allocation, EmbeddingInfo
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.context_pages import PASSAGE_CHARS, passages
 from llmos.kernel.settings import EmbeddingSetting, ModelSetting
+from llmos.syscalls import calls
 from llmos.syscalls.content import system, user
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import ContextInfo
+from llmos.syscalls.results import ContextInfo, ToolSpec
 from llmos.syscalls.rights import Capabilities
 
 DIMENSIONS = 256
@@ -322,6 +323,27 @@ def test_a_generation_that_fails_takes_back_its_turn_and_what_was_recalled(
             with pytest.raises(SyscallError):
                 await os.generate("What is my dog called?", context=context, adapter="none")
             assert await os.context_stat(context) == before
+
+    asyncio.run(scenario())
+
+
+def test_room_is_kept_for_the_tools_that_are_offered(boot_kernel: Any) -> None:
+    said = Said()
+    spec = ToolSpec(name="look", description="Look at it. " * 40, parameters={"type": "object"})
+
+    async def scenario() -> None:
+        async with boot_kernel(**said.settings) as kernel:
+            os: OS = kernel.os
+            context = await os.context_open([])  # the model's whole window
+            for turn in range(60):
+                call = calls.Generate(
+                    messages=(user(f"Turn {turn}. {CHATTER}"),),
+                    context=context,
+                    tool_specs=(spec,),
+                    max_tokens=8,
+                )
+                await os.call(call)
+            assert "paged_out" in {s.state for s in (await os.context_stat(context)).segments}
 
     asyncio.run(scenario())
 
