@@ -25,13 +25,38 @@ _TERM = re.compile(r"\w+")
 RRF_K = 60
 
 
+# English words that stand in most texts. They say nothing of what a text is about, and looking them
+# up costs in proportion to how many have them: 40,000 texts took 36 ms with four of them in the
+# query, 0.5 ms without.
+_FUNCTION_WORDS = frozenset(
+    {
+        *("a", "about", "all", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by"),
+        *("can", "could", "did", "do", "does", "for", "from", "had", "has", "have", "he", "her"),
+        *("his", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my", "not", "of", "on"),
+        *("or", "our", "she", "should", "so", "than", "that", "the", "their", "them", "then"),
+        *("there", "these", "they", "this", "those", "to", "us", "was", "we", "were", "what"),
+        *("when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you"),
+        *("your", "d", "ll", "m", "re", "s", "t", "ve"),
+    }
+)
+
+
 def match_query(text: str) -> str | None:
     """An FTS5 query for any of the text's words; None when it has none.
 
     Each word is quoted, so that FTS5's operators and punctuation are plain text. Any of them, not
     all: a question has words that its answer lacks, and BM25 ranks by how many match and how rare.
+    Function words count only where there are no others, or in capitals among small letters: "WHO".
     """
-    terms = dict.fromkeys(term.lower() for term in _TERM.findall(text))
+    found = _TERM.findall(text)
+    is_shouted = not any(term.islower() for term in found)
+    telling = [
+        term
+        for term in found
+        if term.lower() not in _FUNCTION_WORDS
+        or (term.isupper() and len(term) > 1 and not is_shouted)
+    ]
+    terms = dict.fromkeys(term.lower() for term in telling or found)
     return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_QUERY_TERMS]) or None
 
 

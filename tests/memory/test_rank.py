@@ -23,7 +23,21 @@ def full_text() -> sqlite3.Connection:
 
 
 def test_words_become_quoted_alternatives_without_repeats() -> None:
-    assert match_query("What is a Kernel, what?") == '"what" OR "is" OR "a" OR "kernel"'
+    assert match_query("What Kernel runs agents, kernel?") == '"kernel" OR "runs" OR "agents"'
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("What is the capital of Chad?", '"capital" OR "chad"'),
+        ("to be or not to be", '"to" OR "be" OR "or" OR "not"'),
+        ("what does the WHO say about IT", '"who" OR "say" OR "it"'),
+        ("WHAT IS THE CAPITAL", '"capital"'),
+        ("it's", '"it" OR "s"'),
+    ],
+)
+def test_function_words_count_only_where_they_are_all_or_are_names(text: str, query: str) -> None:
+    assert match_query(text) == query
 
 
 @pytest.mark.parametrize("text", ["", "?!", '"""', "* ( ) : ^ -", "\0", "\ud800"])
