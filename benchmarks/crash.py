@@ -1,10 +1,10 @@
 """A store killed with SIGKILL at random moments, hundreds of times, under write load.
 
-Each round forks a process that opens the store and writes to it from several threads: batches of
-notes, and deletions of notes that were acknowledged. It reports through a pipe what it is about to
-do and what has returned. After a random time, which may fall into the opening, into a write or into
-a save of the index, it is killed. The next process opens what is left, and everything is looked
-for, by vector and by word:
+Each round forks processes that open the store and write to it from several threads each: batches
+of notes, and deletions of notes that were acknowledged. They report through a pipe what they are
+about to do and what has returned. Each is killed after a random time of its own, which may fall
+into the opening, a write or a save of the index, and while another goes on. The next process opens
+what is left, and everything is looked for, by vector and by word:
 
 - `lost`: acknowledged and not deleted, yet not found.
 - `undead`: acknowledged as deleted, yet returned.
@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 KILLS = 300
 QUICK_KILLS = 20
-WRITERS = 3
+PROCESSES = 1
+WRITERS = 3  # threads of each
 DIMENSIONS = 32
 MOST_ALIVE_S = 0.4  # a round's process is killed within this time, evenly drawn
 _MOST_IN_BATCH = 20
@@ -156,32 +157,40 @@ class Writer:
         os.write(self._pipe, line)
 
 
-def killed_round(folder: Path, number: int, alive_s: float) -> tuple[dict[str, Known], bool]:
-    """Write from a forked process and kill it; what is known, and whether it had opened."""
+def killed_round(folder: Path, number: int, lives_s: Sequence[float]) -> dict[str, Known]:
+    """Write from forked processes and kill each after its time; what is known then."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        with _ending(1):
-            _write_until_killed(folder, number, writing)
+    children: list[int] = []
+    for place in range(len(lives_s)):
+        child = os.fork()
+        if child == 0:
+            with _ending(1):
+                _write_until_killed(folder, f"r{number}p{place}", writing)
+        children.append(child)
     os.close(writing)
-    # Reads while the child writes, so that a full pipe does not stop it.
-    timer = threading.Timer(alive_s, os.kill, (child, signal.SIGKILL))
-    timer.start()
+    killers = [
+        threading.Timer(life_s, os.kill, (child, signal.SIGKILL))
+        for child, life_s in zip(children, lives_s, strict=True)
+    ]
+    for killer in killers:
+        killer.start()
     known: dict[str, Known] = {}
+    # Read while they write, so that a full pipe does not stop them; it ends with the last of them.
     for line in _lines(reading):
         namespace, verb, *names = line.split()
         known.setdefault(namespace, Known()).hear(verb, set(names))
-    timer.join()
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
-        raise RuntimeError(f"round {number}: the writers ended by themselves, status {status}")
-    return known, bool(known)
+    for killer, child in zip(killers, children, strict=True):
+        killer.join()
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            raise RuntimeError(f"round {number}: a writer ended by itself, status {status}")
+    return known
 
 
-def _write_until_killed(folder: Path, number: int, pipe: int) -> None:
+def _write_until_killed(folder: Path, name: str, pipe: int) -> None:
     store = open_store(folder)
     threads = [
-        threading.Thread(target=Writer(store, f"r{number}w{place}", pipe).run)
+        threading.Thread(target=Writer(store, f"{name}w{place}", pipe).run)
         for place in range(WRITERS)
     ]
     for thread in threads:
@@ -266,21 +275,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     draw = random.Random(options.seed)
     known: dict[str, Known] = {}
     wrong: Counter[str] = Counter(lost=0, undead=0, torn=0, strange=0, unlike=0)
-    opened = 0
+    wrote = 0
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"
         _looked(folder, [])  # makes the store
-        for number in range(kills):
-            fresh, is_open = killed_round(folder, number, draw.uniform(0, MOST_ALIVE_S))
-            opened += is_open
+        for number in range(kills // PROCESSES):
+            lives_s = [draw.uniform(0, MOST_ALIVE_S) for _ in range(PROCESSES)]
+            fresh = killed_round(folder, number, lives_s)
+            wrote += len({name.partition("w")[0] for name in fresh})
             earlier = draw.sample(sorted(known), min(len(known), _LOOK_BACK))
             known |= fresh
             wrong += _judged(folder, known, [*fresh, *earlier])
         wrong += _judged(folder, known, list(known))
     return {
         "kills": kills,
-        "kills_before_the_first_write": kills - opened,
+        "kills_before_a_write": kills - wrote,
         **{key: wrong[key] for key in ("lost", "undead", "torn", "strange", "unlike")},
         "acknowledged": sum(len(one.live) + len(one.gone) for one in known.values()),
         "acknowledged_deleted": sum(len(one.gone) for one in known.values()),
