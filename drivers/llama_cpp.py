@@ -166,16 +166,19 @@ class LlamaCpp:
 
         They hold until the next step. Raises: DeviceError.
         """
-        parts: list[NDArray[np.float32]] = []
-        for feeds in passes:
+        rows = [sum(map(rows_of, feeds)) for feeds in passes]
+        logits = np.empty((sum(rows), self._info.vocabulary), np.float32)
+        start = 0
+        for feeds, count in zip(passes, rows, strict=True):
             self._decode(feeds)
-            if rows := sum(map(rows_of, feeds)):
+            if count:
                 pointer = self._lib.llama_get_logits(self._context)
-                part = np.ctypeslib.as_array(pointer, (rows, self._info.vocabulary))
-                parts.append(part if len(passes) == 1 else part.copy())
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts or [np.empty((0, self._info.vocabulary), np.float32)])
+                computed = np.ctypeslib.as_array(pointer, (count, self._info.vocabulary))
+                if len(passes) == 1:
+                    return computed  # nothing overwrites them before they are read
+                logits[start : start + count] = computed
+                start += count
+        return logits
 
     def _decode(self, feeds: Sequence[Feed]) -> None:
         self._batch.fill(

@@ -28,7 +28,7 @@ from llmos.drivers.llama_forks import Forks
 from llmos.drivers.llama_states import LlamaStates, State
 from llmos.drivers.llama_streams import Streams
 
-# Feeds of up to so many tokens are computed together: one token and the longest draft.
+# Feeds of up to so many tokens are computed together: decodes, with what a step may guess.
 _SHORT_TOKENS = MOST_DRAFT_TOKENS + 1
 
 
@@ -100,7 +100,9 @@ class StreamKV(SharedKV):
     def prepare(self, feeds: Sequence[Feed]) -> list[list[Feed]]:
         short = [feed for feed in feeds if len(feed.tokens) + len(feed.draft) <= _SHORT_TOKENS]
         long = [feed for feed in feeds if len(feed.tokens) + len(feed.draft) > _SHORT_TOKENS]
-        self._arrange([feed.sequence for feed in short])
+        # Readers among the long move too, now that it is free: soon they decode with the others.
+        readers = [feed for feed in long if self._forks.holder(feed.sequence) is not None]
+        self._arrange([feed.sequence for feed in (*short, *readers)])
         for feed in feeds:
             self._own(feed.sequence)
         return [*([self._in_order(short)] if short else []), *([feed] for feed in long)]

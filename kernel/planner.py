@@ -31,8 +31,8 @@ from llmos.kernel.pace import Pace
 
 # Smaller chunks of a prompt waste a pass over the weights.
 _LEAST_CHUNK_TOKENS = 16
-# Attention reads a prompt in tiles, and a tile that is begun costs as much as a whole one: after 1,500
-# tokens a chunk of 129 takes 10% longer than one of 128 (llama.cpp, SmolLM2-135M, two cores).
+# Attention reads a prompt in tiles, and a tile that is begun costs as much as a whole one: after
+# 1,500 tokens a chunk of 129 takes 10% longer than one of 128 (llama.cpp, SmolLM2-135M, two cores).
 _TILE_TOKENS = 64
 # What prompts are owed beside decodes is saved up to a chunk of this size.
 _OWED_CHUNK_TOKENS = 64
@@ -174,15 +174,29 @@ class Planner:
         prompt_tokens = 0
         for want in others:
             if _decodes(want):
-                more = self._pace.step_s(rows=rows + want.pending, prompt_tokens=prompt_tokens)
-                if more <= within_s and rows + prompt_tokens + want.pending <= budget:
-                    shares.append(Share(want.key, want.pending, True))
-                    rows += want.pending
+                # A run of forced tokens that does not fit whole comes in parts.
+                most = min(want.pending, budget - rows - prompt_tokens)
+                fitting = self._fitting(most, rows, prompt_tokens, within_s)
+                if fitting:
+                    shares.append(Share(want.key, fitting, True))
+                    rows += fitting
             elif not chunks:
                 left_s = within_s - self._pace.pass_s(rows)
                 chunks = self._chunks([want], budget - rows, left_s, left_over=1.0)
                 prompt_tokens = sum(chunk.tokens for chunk in chunks)
         return shares + chunks
+
+    def _fitting(self, most: int, rows: int, prompt_tokens: int, within_s: float) -> int:
+        """How many more rows of decodes a step has time for, up to `most`."""
+        step_s = self._pace.step_s
+        return next(
+            (
+                more
+                for more in range(most, 0, -1)
+                if step_s(rows=rows + more, prompt_tokens=prompt_tokens) <= within_s
+            ),
+            0,
+        )
 
     def _fit(self, wants: Sequence[Want], budget: int) -> list[Share]:
         """Whole shares in order while they fit the budget."""
@@ -203,7 +217,8 @@ class Planner:
     ) -> list[Share]:
         """Prompt chunks in order, within a budget of tokens and, about, of time.
 
-        The end of a prompt is not left over for a small chunk of its own.
+        The end of a prompt is not left over for a small chunk of its own, and what cutting at a
+        tile leaves is too small for another prompt.
         """
         within = min(budget, self._pace.rows_within(seconds, most=max(budget, 1)))
         chunks: list[Share] = []
@@ -213,6 +228,8 @@ class Planner:
             if count <= 0:
                 break
             chunks.append(Share(want.key, count, False))
+            if not is_end:
+                break
             budget -= count
             within -= count
         return chunks

@@ -28,7 +28,7 @@ from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
 from llmos.kernel.pace import Pace
 from llmos.kernel.planner import Limits
-from llmos.kernel.policy import Policy
+from llmos.kernel.policy import Policy, is_urgent
 from llmos.kernel.report import Gauges, Report
 from llmos.kernel.residency import Residency, shareable_tokens
 from llmos.kernel.threads import contained
@@ -259,9 +259,12 @@ class Stepper:
 
     def _should_wait_for_prefix(self, generation: Generation) -> bool:
         """Whether a running prefill is computing a prefix that this generation also needs."""
+        is_mine_urgent = is_urgent(self._policy, generation.entry)
         for other in self._generations:
             if other.sequence is None or other.is_held or not other.is_prefilling:
                 continue
+            if is_mine_urgent and not is_urgent(self._policy, other.entry):
+                continue  # beside urgent ones, what it would wait for gets little of the device
             shared = generation.shared_with.get(other.entry.key)
             if shared is None:
                 shared = shareable_tokens(generation.order, other.order)

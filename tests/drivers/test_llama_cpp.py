@@ -270,6 +270,37 @@ def test_a_failed_step_leaves_every_sequence_as_it_was(
     assert out == expected
 
 
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_step_that_fails_in_any_of_its_passes_leaves_every_sequence_as_it_was(
+    model: LlamaCpp, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    prompt = model.tokenize(PROMPT)
+    for sequence in range(3):
+        model.add(sequence, sampling=GREEDY)
+        model.step([Feed(sequence, prompt[:-1], False)])
+    expected = model.step([Feed(0, prompt[-1:], True)])[0].token
+    model.trim(0, len(prompt) - 1)
+    library: Any = model._lib  # pyright: ignore[reportPrivateUsage]
+    calls = 0
+
+    def decode(context: Any, batch: Any) -> int:
+        nonlocal calls
+        calls += 1
+        status: int = library.llama_decode(context, batch)
+        return -1 if calls == failing else status
+
+    long = (prompt * 40)[:40]
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_lib", Faulty(library, "llama_decode", decode))
+        with pytest.raises(DeviceError, match="status -1"):
+            model.step([Feed(0, prompt[-1:], True), Feed(1, long, True), Feed(2, long, True)])
+    assert calls == failing
+    assert [model.length(sequence) for sequence in range(3)] == [len(prompt) - 1] * 3
+    for sequence in range(3):
+        model.add(sequence, sampling=GREEDY)
+        assert model.step([Feed(sequence, prompt[-1:], True)])[0].token == expected
+
+
 def test_a_state_that_does_not_load_leaves_the_sequence_empty(model: LlamaCpp) -> None:
     go_on(model)
     blob = bytearray(model.save(0))

@@ -105,7 +105,7 @@ def copies(model: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, 
     return made
 
 
-MOVES = ["feed", "feed", "together", "fork", "fork", "trim", "free", "save", "restore"]
+MOVES = ["feed", "feed", "together", "beside", "fork", "fork", "trim", "free", "save", "restore"]
 
 
 @settings(max_examples=12)
@@ -140,6 +140,13 @@ def test_after_any_moves_each_sequence_goes_on_as_if_computed_anew(
                     model.add(sequence, sampling=GREEDY)
                     held[sequence].append(chunk)
                 model.step([Feed(one, chunk, False), Feed(other, chunk, False)])
+            case "beside" if one != other and length(one) < 120:
+                # A chunk so long that it is computed apart from the short feed.
+                long = (words * 3)[number : number + 40]
+                for sequence, tokens in ((one, long), (other, chunk)):
+                    model.add(sequence, sampling=GREEDY)
+                    held[sequence].append(tokens)
+                model.step([Feed(one, long, False), Feed(other, chunk, False)])
             case "fork" if held[one] and not held[other]:
                 model.fork(one, other, kept)
                 held[other] = cut(held[one], kept)

@@ -115,6 +115,20 @@ def test_a_background_prompt_gets_what_an_urgent_decode_leaves() -> None:
     assert pace.step_s(rows=1, prompt_tokens=shares[1].tokens) <= 3.2 * pace.pass_s(1)
 
 
+def test_beside_an_urgent_decode_a_run_of_forced_tokens_comes_in_parts() -> None:
+    forced = decode(2)._replace(pending=12)
+    shares = planner().plan([decode(1, urgent=True), forced])
+    assert shares[0] == Share(1, 1, True)
+    assert shares[1].key == 2
+    assert 0 < shares[1].tokens < 12
+    assert shares[1].is_decode
+
+
+def test_what_a_cut_at_a_tile_leaves_is_not_begun_with_another_prompt() -> None:
+    limits = Limits(calm_step_s=0.4)  # time for about 90 tokens
+    assert planner(limits=limits).plan([prompt(1, 900), prompt(2, 900)]) == [Share(1, 64, False)]
+
+
 @st.composite
 def mixes(draw: st.DrawFn) -> list[Want]:
     count = draw(st.integers(1, 24))
