@@ -8,6 +8,7 @@ from llmos.agents import filters
 from llmos.agents.assistant import assistant
 from llmos.agents.best_of_n import best_of_n, best_of_n_writer
 from llmos.agents.chat import chat
+from llmos.agents.consolidate import consolidate
 from llmos.agents.critic import critic
 from llmos.agents.debate import debate, debater
 from llmos.agents.demo import demo, demo_reporter
@@ -25,6 +26,7 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "best-of-n-writer": best_of_n_writer,
     "cat": filters.cat,
     "chat": chat,
+    "consolidate": consolidate,
     "critic": critic,
     "debate": debate,
     "debater": debater,

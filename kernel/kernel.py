@@ -15,6 +15,7 @@ from typing import Any
 
 from llmos.kernel.accounts import total
 from llmos.kernel.clock import Clock, RealClock
+from llmos.kernel.consolidation import LOWEST, Consolidation, ConsolidationSetting
 from llmos.kernel.contexts import Contexts
 from llmos.kernel.devices import Devices
 from llmos.kernel.dispatch import dispatch
@@ -28,7 +29,7 @@ from llmos.kernel.ipc import Mailboxes
 from llmos.kernel.journal import Journal, NoJournal
 from llmos.kernel.learning import JOB_NICE, Learning
 from llmos.kernel.ledger import Ledger, resident_bytes
-from llmos.kernel.library import Library
+from llmos.kernel.library import Library, open_store
 from llmos.kernel.lifecycle import Lifecycle, ProgramExit
 from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.kernel.programs import Programs
@@ -131,6 +132,8 @@ class Kernel:
         self._booted_s = self.clock.now()
         self.ledger = Ledger()
         self.init = self.lifecycle.init(settings.quota)
+        if settings.consolidation is not None:
+            self._consolidate(settings.consolidation)
 
     # --- outside ----------------------------------------------------------------------------------
 
@@ -375,11 +378,24 @@ class Kernel:
             self._registry = Registry(self.settings.home / "models")
         return self._registry
 
+    def _consolidate(self, setting: ConsolidationSetting) -> None:
+        """Start the process that uses idle time."""
+        consolidation = Consolidation(
+            setting,
+            shelf=self.library,
+            devices=self.devices.infos,
+            clock=self.clock,
+            folder=self.settings.home / "memory",
+        )
+        self._start(
+            self.init,
+            "consolidation",
+            lambda handle: consolidation.run(handle),
+            nice=LOWEST,
+        )
+
     def _open_store(self) -> Store:
-        embedding = self.settings.embedding
-        if embedding is None:
-            raise SyscallError("not_available", "no embedding model is configured")
-        return Store(self.settings.home / "memory", dimensions=embedding.width())
+        return open_store(self.settings)
 
     def _handle(self, process: Process) -> Any:
         trap = TaskTrap(

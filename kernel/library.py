@@ -12,6 +12,8 @@ from typing import Literal
 
 from llmos.kernel.devices import Devices
 from llmos.kernel.process import Process
+from llmos.kernel.settings import Settings
+from llmos.memory.dialogues import Said, said_after
 from llmos.memory.query import Query, Reranker
 from llmos.memory.store import Store
 from llmos.syscalls import calls
@@ -20,6 +22,17 @@ from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembere
 
 # How well each of some texts answers a query, from 0 to 1.
 Rerank = Callable[[str, Sequence[str]], Awaitable[Sequence[float]]]
+
+
+def open_store(settings: Settings) -> Store:
+    """The long-term store of a kernel's home, also for who needs no kernel.
+
+    Raises: SyscallError("not_available") without an embedding model; as `Store`.
+    """
+    embedding = settings.embedding
+    if embedding is None:
+        raise SyscallError("not_available", "no embedding model is configured")
+    return Store(settings.home / "memory", dimensions=embedding.width())
 
 
 class Library:
@@ -142,6 +155,20 @@ class Library:
         if forgotten.count:
             await self._devices.forget_vectors()
         return forgotten
+
+    async def said_after(self, mark: int, *, limit: int) -> list[Said]:
+        """Dialogue that consolidation has not read yet; `dialogues.py` says what that is."""
+        store = await self.opened()
+
+        def read() -> list[Said]:
+            with store.reading() as reader:
+                return said_after(reader.sql, mark, now=reader.now, limit=limit)
+
+        return await asyncio.to_thread(read)
+
+    async def decay(self) -> Forgotten:
+        """Forget what has faded, in all namespaces."""
+        return await asyncio.to_thread((await self.opened()).decay)
 
     async def stat(self, process: Process) -> MemoryInfo:
         """Counts and sizes of what the process may read."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmos.drivers.chat_model import ChatModel
 from llmos.drivers.contract import CrossEncoder, EmbeddingModel, LanguageModel
 from llmos.kernel.budget import Prices
+from llmos.kernel.consolidation import ConsolidationSetting
 from llmos.kernel.kv_domain import Sharing
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
@@ -98,6 +99,7 @@ class Settings:
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     embedding: EmbeddingSetting | None = None
     reranker: RerankerSetting | None = None
+    consolidation: ConsolidationSetting | None = None
     kv: KVSettings = KVSettings()
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)

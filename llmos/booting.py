@@ -15,7 +15,14 @@ from typing import Any
 from llmos.agents.handle import OS
 from llmos.agents.programs import PROGRAMS
 from llmos.agents.tools import TOOLS
-from llmos.config import Config, EmbeddingConfig, ModelConfig, RerankerConfig, load_config
+from llmos.config import (
+    Config,
+    ConsolidationConfig,
+    EmbeddingConfig,
+    ModelConfig,
+    RerankerConfig,
+    load_config,
+)
 from llmos.drivers.chat_model import ChatModel, RemoteSpec
 from llmos.drivers.contract import (
     CrossEncoder,
@@ -35,7 +42,9 @@ from llmos.drivers.sentence_folder import dimensions as embedding_dimensions
 from llmos.drivers.sentence_folder import identity as embedding_identity
 from llmos.kernel.budget import Prices
 from llmos.kernel.clock import Clock
+from llmos.kernel.consolidation import ConsolidationSetting
 from llmos.kernel.kernel import Kernel
+from llmos.kernel.library import open_store
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
 from llmos.kernel.sandbox import PYTHON_TOOL
@@ -48,6 +57,7 @@ from llmos.kernel.settings import (
     Settings,
 )
 from llmos.memory.model_store import ModelStore
+from llmos.memory.store import Store
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.trap import ProgramFunction
 from llmos.weights import fitted
@@ -84,6 +94,19 @@ async def boot(
         await asyncio.shield(kernel.stop())
 
 
+@contextmanager
+def open_memory(config: Config) -> Generator[Store]:
+    """The long-term store of the configured home, without a kernel.
+
+    Raises: ConfigError, SyscallError("storage").
+    """
+    store = open_store(settings_of(config))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
 def settings_of(config: Config) -> Settings:
     """What the kernel is told of a configuration."""
     store = ModelStore(config.models_folder)
@@ -105,6 +128,7 @@ def settings_of(config: Config) -> Settings:
             cache_disk_bytes=embedding.cache_disk_bytes,
         ),
         reranker=None if config.reranker is None else _reranker(config.reranker, store),
+        consolidation=_consolidation(config.consolidation),
         kv=KVSettings(
             host_bytes=config.kv.host_bytes,
             disk_bytes=config.kv.disk_bytes,
@@ -236,6 +260,18 @@ def _reranker(reranker: RerankerConfig, store: ModelStore) -> RerankerSetting:
         return open_cross_encoder(spec)
 
     return RerankerSetting(reranker.name, open_model)
+
+
+def _consolidation(consolidation: ConsolidationConfig) -> ConsolidationSetting | None:
+    if not consolidation.enabled:
+        return None
+    return ConsolidationSetting(
+        idle_s=consolidation.idle_s,
+        every_s=consolidation.every_s,
+        tokens=consolidation.tokens,
+        wall_s=consolidation.wall_s,
+        model=consolidation.model,
+    )
 
 
 def _dimensions(embedding: EmbeddingConfig, store: ModelStore) -> int:

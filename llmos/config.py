@@ -150,6 +150,17 @@ class RerankerConfig(Settings):
     threads: int | None = Field(default=None, ge=1)
 
 
+class ConsolidationConfig(Settings):
+    """When idle time is used to make dialogues into facts, and how much of it; off by default."""
+
+    enabled: bool = False
+    idle_s: float = Field(default=60.0, gt=0)
+    every_s: float = Field(default=600.0, ge=0)
+    tokens: int = Field(default=50_000, ge=1)
+    wall_s: float = Field(default=120.0, gt=0)
+    model: str | None = Field(default=None, min_length=1)
+
+
 _REMOTE_ONLY = (
     "model",
     "api_key_env",
@@ -198,6 +209,7 @@ class Config(Settings):
     classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     embedding: EmbeddingConfig = EmbeddingConfig()
     reranker: RerankerConfig | None = None
+    consolidation: ConsolidationConfig = ConsolidationConfig()
     kv: KVConfig = KVConfig()
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
@@ -251,6 +263,11 @@ class Config(Settings):
     @classmethod
     def _reranker(cls, reranker: Any) -> Any:
         return None if reranker is None else _nested("reranker", RerankerConfig, reranker)
+
+    @field_validator("consolidation", mode="before")
+    @classmethod
+    def _consolidation(cls, consolidation: Any) -> Any:
+        return _nested("consolidation", ConsolidationConfig, consolidation)
 
     @field_validator("kv", mode="before")
     @classmethod
