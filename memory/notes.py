@@ -81,7 +81,8 @@ class Edge(NamedTuple):
 def prepare(namespace: str, note: Note) -> Row:
     """Check a note and write it as it is stored.
 
-    Two notes with the same digest say the same: equal text, namespace, source, metadata, and kind.
+    Two notes with the same digest say the same: equal text, namespace, source, metadata,
+    and kind, and where they have a fact, it and since when it is so.
     Raises: SyscallError("invalid").
     """
     if note.position is not None and note.position not in SQLITE_INTEGER:
@@ -91,7 +92,7 @@ def prepare(namespace: str, note: Note) -> Row:
     if note.kind != "episodic":
         identity.append(note.kind)  # version 1, which knew one kind, has digests without it
     if note.fact is not None:
-        identity += (note.fact.subject, note.fact.relation, note.fact.object)
+        identity += (note.fact.subject, note.fact.relation, note.fact.object, note.valid_from)
     digest = blake2b(json.dumps(identity).encode(), digest_size=16).digest()
     return Row(note, metadata, tuple(_facts(note.metadata)), digest)
 
@@ -240,11 +241,32 @@ def vectors(
         yield [note for note, _ in rows], as_matrix([blob for _, blob in rows], dimensions)
 
 
+def vectors_of(
+    sql: sqlite3.Connection, ids: Ids, dimensions: int, *, batch: int = 8192
+) -> tuple[Ids, Matrix]:
+    """The vectors of those of the notes that are still there, by id, with their ids.
+
+    Raises: ValueError for one of another size than it was stored with.
+    """
+    found: list[tuple[int, bytes]] = []
+    for start in range(0, len(ids), batch):
+        among, parameters = _among(ids[start : start + batch].tolist())
+        found += sql.execute(f"SELECT note, vector FROM vectors WHERE note IN {among}", parameters)
+    found.sort()
+    kept = np.array([note for note, _ in found], dtype=np.int64)
+    return kept, as_matrix([blob for _, blob in found], dimensions)
+
+
 def as_matrix(blobs: Sequence[bytes], dimensions: int) -> Matrix:
     """Stored vectors as a matrix. Raises: ValueError for one of another size."""
     if any(len(blob) != 4 * dimensions for blob in blobs):
         raise ValueError("a note has no whole vector")
     return np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dimensions)
+
+
+def count(sql: sqlite3.Connection) -> int:
+    """How many notes there are, whatever their state."""
+    return sql.execute("SELECT count(*) FROM notes").fetchone()[0]
 
 
 def namespaces(sql: sqlite3.Connection) -> list[str]:

@@ -35,13 +35,15 @@ CREATE TABLE notes (
 ) STRICT;
 """
 
-# Indexes that few notes are in cost nothing for the others.
+# Indexes that few notes are in cost nothing for the others. What a note superseded is so again when
+# the note is deleted, until what superseded that; but nothing is said twice at a time.
 _AROUND_NOTES = """
 CREATE UNIQUE INDEX notes_by_digest ON notes (digest) WHERE superseded_by IS NULL;
 CREATE INDEX notes_by_namespace ON notes (namespace, kind);
 CREATE INDEX notes_by_source ON notes (namespace, source, position) WHERE source IS NOT NULL;
 CREATE INDEX notes_by_owner ON notes (owner, namespace) WHERE owner IS NOT NULL;
 CREATE INDEX notes_by_parent ON notes (parent) WHERE parent IS NOT NULL;
+CREATE INDEX notes_by_successor ON notes (superseded_by) WHERE superseded_by IS NOT NULL;
 CREATE INDEX notes_by_expiry ON notes (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX notes_by_valid_from ON notes (valid_from) WHERE valid_from IS NOT NULL;
 CREATE INDEX notes_by_valid_to ON notes (valid_to) WHERE valid_to IS NOT NULL;
@@ -51,6 +53,12 @@ END;
 CREATE TRIGGER notes_delete AFTER DELETE ON notes BEGIN
     INSERT INTO notes_text (notes_text, rowid, text) VALUES ('delete', old.id, old.text);
     INSERT INTO changes (note, op) VALUES (old.id, 'delete');
+    UPDATE notes SET valid_to = old.valid_to, superseded_by = old.superseded_by
+        WHERE superseded_by = old.id AND (old.superseded_by IS NOT NULL OR NOT EXISTS (
+            SELECT 1 FROM notes AS later WHERE later.digest = notes.digest
+                AND (later.superseded_by IS NULL
+                    OR (later.superseded_by = old.id AND later.id > notes.id))
+        ));
 END;
 CREATE TRIGGER notes_update AFTER UPDATE OF expires_at, valid_from, valid_to ON notes BEGIN
     INSERT INTO changes (note, op) VALUES (old.id, 'update');

@@ -24,6 +24,7 @@ class Book:
 
     def __init__(self) -> None:
         self.sql = sqlite3.connect(":memory:", isolation_level=None)
+        self.sql.execute("PRAGMA foreign_keys = ON")
         self.sql.executescript(SCHEMA)
         self._count = 0
 
@@ -42,14 +43,18 @@ class Book:
         if known is not None:
             return known
         self._count += 1
+        text = f"{subject} {relation} {object}."
         self.sql.execute(
             "INSERT INTO notes"
             " (id, namespace, text, metadata, kind, created_at, valid_from, digest)"
             " VALUES (?, ?, ?, '{}', 'semantic', ?, ?, CAST(? AS BLOB))",
-            (self._count, namespace, f"{subject} {relation} {object}.", since, since, self._count),
+            (self._count, namespace, text, since, since, f"{namespace} {text} {since}"),
         )
         tell(self.sql, self._count, namespace, fact, since)
         return self._count
+
+    def forget(self, note: int) -> None:
+        self.sql.execute("DELETE FROM notes WHERE id = ?", (note,))
 
     def valid(self, at: float, subject: str = "ann", namespace: str = "a") -> set[str]:
         chosen = Filter([namespace], NOW, at=at)
@@ -120,31 +125,48 @@ def test_facts_of_other_namespaces_are_neither_superseded_nor_seen(book: Book) -
 _TOLD = st.tuples(st.sampled_from(["Oslo", "Rome", "Bonn"]), st.integers(0, 12))
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(_TOLD, max_size=8))
-def test_a_single_valued_relation_has_at_all_times_the_object_that_was_told_last_for_them(
-    told: list[tuple[str, int]],
+_FORGOTTEN = st.integers(0, 7).map(lambda number: ("", number))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_TOLD | _FORGOTTEN, max_size=12))
+def test_a_relation_has_at_all_times_what_was_told_last_for_them_and_not_forgotten(
+    steps: list[tuple[str, int]],
 ) -> None:
     book = Book()
-    begun: list[tuple[int, int, str]] = []  # since when, told as which, where
+    begun: list[tuple[int, int, str]] = []  # since when, in which note, where
 
     def held(at: int) -> set[str]:
-        return (
-            {max(one for one in begun if one[0] <= at)[2]}
-            if any(one[0] <= at for one in begun)
-            else set()
-        )
+        return {place for _, _, place in sorted(one for one in begun if one[0] <= at)[-1:]}
 
     try:
-        for order, (place, since) in enumerate(told):
-            book.tell("Ann", "lives in", place, since=since)
-            if held(since) != {place}:
-                begun.append((since, order, place))
+        for place, number in steps:
+            if not place:
+                book.forget(number)
+                begun = [one for one in begun if one[1] != number]
+            elif held(number) == {place}:
+                book.tell("Ann", "lives in", place, since=number)
+            else:
+                note = book.tell("Ann", "lives in", place, since=number)
+                begun.append((number, note, place))
         assert [book.valid(at) for at in range(13)] == [held(at) for at in range(13)]
-        kept = book.sql.execute("SELECT count(*) FROM notes").fetchone()[0]
-        assert kept == len(book.walk("ann", with_history=True))
+        assert {one.note for one in book.walk("ann", with_history=True)} == {
+            note for _, note, _ in begun
+        }
     finally:
         book.sql.close()
+
+
+def test_when_a_fact_is_forgotten_the_one_before_holds_again(book: Book) -> None:
+    oslo = book.tell("Ann", "lives in", "Oslo", since=1)
+    rome = book.tell("Ann", "lives in", "Rome", since=2)
+    bonn = book.tell("Ann", "lives in", "Bonn", since=3)
+    book.forget(rome)
+    assert [book.valid(at) for at in (1, 2, 3)] == [{"Oslo"}, {"Oslo"}, {"Bonn"}]
+    (first, *_) = book.walk("ann", with_history=True)
+    assert (first.note, first.valid_to, first.superseded_by) == (oslo, 3, bonn)
+    book.forget(bonn)
+    assert book.valid(9) == {"Oslo"}
 
 
 def test_a_walk_goes_both_ways_and_tells_how_far_each_fact_is(book: Book) -> None:
