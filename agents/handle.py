@@ -189,6 +189,7 @@ class OS:
         recall_tokens: int | None = None,
         namespace: str | None = None,
         has_core: bool = False,
+        has_summary: bool = False,
     ) -> int:
         """Open a context and return its id; options as in `calls.ContextOpen`."""
         opened = await self._trap.call(
@@ -200,6 +201,7 @@ class OS:
                 recall_tokens=recall_tokens,
                 namespace=namespace,
                 has_core=has_core,
+                has_summary=has_summary,
             )
         )
         return opened.context

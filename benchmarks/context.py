@@ -48,7 +48,7 @@ class Truncation:
     """The oldest messages go until the rest fits: what is computed plays no part."""
 
     recalls: ClassVar[bool] = False
-    summary_tokens: ClassVar[int] = 0
+    summarises: ClassVar[bool] = False
 
     def make_room(self, paging: Paging, room_tokens: int) -> None:
         for segment in list(paging.window.values())[:-1]:

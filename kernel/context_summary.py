@@ -40,7 +40,7 @@ async def summarise(
     summary = ""
     said = list[str]()
     for segment in left:
-        if segment.own_kind == "summary":
+        if segment.own_kind == "summary" and segment.is_derived:
             summary = segment.message.text.partition("\n")[2]
         else:
             said += [f"{segment.message.role}: {one}" for one in passages(segment.message.text)]

@@ -21,6 +21,7 @@ from llmos.memory.context import Context
 from llmos.memory.context_folder import ContextFolder, SavedContext
 from llmos.memory.context_state import ContextState
 from llmos.memory.paging import Count
+from llmos.memory.segments import Segment
 from llmos.syscalls import calls
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
@@ -77,6 +78,7 @@ class Contexts:
             state=ContextState(
                 namespace=call.namespace,
                 recall_tokens=budget // RECALL_SHARE if recall_tokens is None else recall_tokens,
+                has_summary=call.has_summary,
             ),
         )
         if call.messages:
@@ -84,7 +86,8 @@ class Contexts:
         if call.has_core:
             namespace = call.namespace or process.namespace
             text = await asyncio.to_thread(self._folder.core, namespace)
-            context.set_core(text, is_urgent=True)
+            left = context.set_core(text, is_urgent=True)
+            await self._see_off(process, context, left)
         self._own(process, context)
         return ContextRef(context=context.context)
 
@@ -106,13 +109,7 @@ class Contexts:
         """Append to a context that was looked up, leaving room for an answer."""
         with self.kept_on_failure(process, context):
             left = context.append(messages, reserve_tokens=reserve_tokens, kind=kind)
-            paged_out = [segment for segment in left if segment.state == "paged_out"]
-            summarised = [segment for segment in left if segment.state == "summarised"]
-            if paged_out:
-                namespace = context.state.namespace or process.namespace
-                await self._pages.keep(namespace, context, paged_out)
-            if summarised:
-                await summarise(self._generate, process, context, summarised)
+            await self._see_off(process, context, left)
 
     async def prepare(
         self,
@@ -170,8 +167,7 @@ class Contexts:
                 if context.state.core is not None and shown == namespace:
                     with self.kept_on_failure(process, context):
                         left = context.set_core(edited, is_urgent=call.is_urgent)
-                        if left:
-                            await self._pages.keep(namespace, context, left)
+                        await self._see_off(process, context, left)
         return CoreText(text=edited, limit_chars=CORE_CHARS)
 
     # --- copies -----------------------------------------------------------------------------------
@@ -220,11 +216,11 @@ class Contexts:
             policy=saved.policy,
             state=state,
         )
-        if state.window:
-            context.recount()
+        left = context.recount() if state.window else []
         if state.core is not None:
             core = await asyncio.to_thread(self._folder.core, state.namespace or namespace)
-            context.set_core(core, is_urgent=True)
+            left += context.set_core(core, is_urgent=True)
+        await self._see_off(process, context, left)
         self._own(process, context)
         return ContextRef(context=context.context)
 
@@ -263,6 +259,15 @@ class Contexts:
                 name=context,
             )
         return found
+
+    async def _see_off(self, process: Process, context: Context, left: Sequence[Segment]) -> None:
+        """Remember and sum up what has left a window, as its policy wants."""
+        paged_out = [segment for segment in left if segment.state == "paged_out"]
+        if paged_out:
+            namespace = context.state.namespace or process.namespace
+            await self._pages.keep(namespace, context, paged_out)
+        if left and context.summary_tokens:
+            await summarise(self._generate, process, context, left)
 
     def _require_rights(self, process: Process, saved: SavedContext, namespace: str) -> None:
         """What opening the context would have required. Raises: SyscallError("denied")."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import NamedTuple
 
-from llmos.memory.context_policy import POLICIES, ContextPolicy
+from llmos.memory.context_policy import POLICIES, SUMMARY_TOKENS, ContextPolicy
 from llmos.memory.context_state import ContextState
 from llmos.memory.paging import Count, Paging
 from llmos.memory.segments import Segment, conversation, new_segment
@@ -83,9 +83,9 @@ class Context:
     ) -> list[Segment]:
         """Append messages and make room for them and `reserve_tokens` of answer.
 
-        Returns the segments that were paged out or summarised, oldest first, for the caller to keep
-        (`kept`, `summarise`). Without `kind` it follows from each message's role. No messages at
-        all just makes room.
+        Returns the segments that were paged out or summarised, oldest first, for the caller to
+        keep (`kept`) or sum up (`summarise`). Without `kind` it follows from each message's role.
+        No messages at all just makes room.
         Raises: SyscallError("context_overflow") when the policy cannot make room; nothing changed
         then.
         """
@@ -127,6 +127,7 @@ class Context:
                 new_segment(state.appended, message, "recalled", 0),
                 notes=tuple(one.note for one in notes),
                 reason=f"fits segment {newest.index}",
+                is_derived=True,
             )
             used_tokens = self._count(conversation([*before, recalled, newest]))
             added_tokens = max(0, used_tokens - state.used_tokens)
@@ -147,6 +148,7 @@ class Context:
         summary = replace(
             new_segment(state.appended, message, "summary", 0),
             reason="stands for the segments that are summarised",
+            is_derived=True,
         )
         head, tail = self._parted()
         used_tokens = self._count(conversation([*head, summary, *tail]))
@@ -190,16 +192,18 @@ class Context:
         self._adopt(paging)
         return left
 
-    def recount(self) -> None:
+    def recount(self) -> list[Segment]:
         """Count the window again, by a model that may have changed, and make it fit.
 
+        Returns what had to leave for it, as `append` does.
         Raises: SyscallError("context_overflow").
         """
         used_tokens = self._count(self.window())
         paging = Paging(dict(self.state.window), used_tokens, self._count)
         self._make_room(paging, self.budget_tokens)
-        self._record(paging)
+        left = self._record(paging)
         self._adopt(paging)
+        return left
 
     def pin(self, segment: int, is_pinned: bool) -> None:
         """Keep a segment in the window whatever the policy does, or release it.
@@ -223,6 +227,12 @@ class Context:
     def window(self) -> list[Message]:
         """The messages that the model sees now."""
         return conversation(self.state.window.values())
+
+    @property
+    def summary_tokens(self) -> int:
+        """Room that an edit leaves for a summary of what left; 0 when none is written."""
+        is_wanted = self.policy.recalls and self.state.has_summary
+        return SUMMARY_TOKENS if self.policy.summarises or is_wanted else 0
 
     @property
     def newest(self) -> Segment | None:
@@ -305,7 +315,10 @@ class Context:
         self._adopt(paging, is_new=False)
 
     def _make_room(self, paging: Paging, room_tokens: int) -> None:
-        self.policy.make_room(paging, room_tokens)
+        lower_tokens = room_tokens - (
+            self.summary_tokens if paging.used_tokens > room_tokens else 0
+        )
+        self.policy.make_room(paging, lower_tokens)
         core = next((one for one in paging.window.values() if one.own_kind == "core"), None)
         loses_prefix = any(
             one.state in ("paged_out", "summarised") for one in paging.changed.values()
@@ -314,7 +327,7 @@ class Context:
             wanted = _core_message(self.state.core)
             if core.message != wanted:
                 paging.rewrite(core.index, wanted)
-                self.policy.make_room(paging, room_tokens)
+                self.policy.make_room(paging, lower_tokens)
         if paging.used_tokens > room_tokens:
             raise SyscallError(
                 "context_overflow",

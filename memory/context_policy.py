@@ -31,8 +31,8 @@ class ContextPolicy(Protocol):
         ...
 
     @property
-    def summary_tokens(self) -> int:
-        """Room for the summary of what it marks as `summarised`; 0 when it marks nothing so."""
+    def summarises(self) -> bool:
+        """Whether what leaves is marked as `summarised`, and a summary takes its place."""
         ...
 
     def make_room(self, paging: Paging, room_tokens: int) -> None:
@@ -50,11 +50,10 @@ class _Exits:
 
     low_water: float = LOW_WATER
     recalls: ClassVar[bool] = False
-    summary_tokens: ClassVar[int] = 0
+    summarises: ClassVar[bool] = False
     leaves_as: ClassVar[SegmentState] = "dropped"
 
     def make_room(self, paging: Paging, room_tokens: int) -> None:
-        room_tokens -= self.summary_tokens
         if paging.used_tokens <= room_tokens:
             return
         why = _why(paging, room_tokens)
@@ -89,7 +88,7 @@ class Summary(_Exits):
     """The oldest exchanges are replaced by a summary of them and of the summary before it."""
 
     __slots__ = ()
-    summary_tokens: ClassVar[int] = SUMMARY_TOKENS
+    summarises: ClassVar[bool] = True
     leaves_as: ClassVar[SegmentState] = "summarised"
 
 
@@ -99,7 +98,7 @@ class DropResults:
 
     low_water: float = LOW_WATER
     recalls: ClassVar[bool] = False
-    summary_tokens: ClassVar[int] = 0
+    summarises: ClassVar[bool] = False
 
     def make_room(self, paging: Paging, room_tokens: int) -> None:
         why = _why(paging, room_tokens)

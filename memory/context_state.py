@@ -25,6 +25,7 @@ class ContextState:
     neither side sees what the other pages out later. `core` is the newest text of core memory,
     which the window may not show yet. `namespace` is where pages go and all may be recalled from,
     None for the process's own and the context's own pages; `recall_tokens` bounds one recall.
+    With `has_summary` what leaves is also summed up.
     """
 
     window: dict[int, Segment] = field(default_factory=dict[int, Segment])
@@ -38,6 +39,7 @@ class ContextState:
     core: str | None = None
     namespace: str | None = None
     recall_tokens: int = 0
+    has_summary: bool = False
 
     def copy(self) -> ContextState:
         """An independent copy; segments and records are immutable, and shared."""

@@ -73,7 +73,8 @@ class Paging:
     def take_out(self, exchange: Exchange, state: SegmentState, reason: str) -> int:
         """Take an exchange out of the window, but for steps with a pinned part; returns the saving.
 
-        Recalled material in it is dropped, not kept: the store has it already.
+        What the kernel made is not kept: recalled material is in the store already, and a summary
+        is folded into the next.
         """
         saved_tokens = 0
         for step in exchange:
@@ -87,9 +88,10 @@ class Paging:
                     self.changed[segment.index] = present
                     saved_tokens += NOTICE_TOKENS
                     continue
-                is_copy = present.own_kind == "recalled" and bool(present.notes)
-                left = present.leaving("dropped" if is_copy else state, reason)
-                self.changed[segment.index] = left
+                as_what = state
+                if present.is_derived:
+                    as_what = "dropped" if present.own_kind == "recalled" else "summarised"
+                self.changed[segment.index] = present.leaving(as_what, reason)
                 saved_tokens += present.tokens
         return saved_tokens
 

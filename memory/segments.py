@@ -27,7 +27,8 @@ class Segment:
     one's include what the template adds to every conversation. They stay as they were then, also
     when a dropped result has left a short notice in its place. `notes` are the ids of the notes
     that it was remembered as, or that it shows when the kernel recalled it; `reason` says why it is
-    where it is, when a policy put it there.
+    where it is, when a policy put it there. `is_derived` when the kernel made it of other segments
+    or of notes, so that nothing is lost with it.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Segment:
     state: SegmentState = "in_window"
     notes: tuple[int, ...] = ()
     reason: str | None = None
+    is_derived: bool = False
 
     @property
     def kind(self) -> SegmentKind:
@@ -116,7 +118,7 @@ def conversation(segments: Iterable[Segment]) -> list[Message]:
     lead: str | None = None
     for segment in segments:
         message = segment.message
-        if segment.own_kind == "recalled" and segment.notes:
+        if segment.own_kind == "recalled" and segment.is_derived:
             lead = message.text
             continue
         if lead is not None:

@@ -102,7 +102,8 @@ class ContextOpen(Call[r.ContextRef]):
     drops old tool results and recalled material, `page_out` moves the oldest exchanges to the
     long-term store and recalls what fits a new question, `summary` has the model sum them up, and
     `default` drops what can be had again, then pages out and recalls. `recall_tokens` is the most
-    that may be recalled for one question (None: an eighth of the budget; 0: nothing is).
+    that may be recalled for one question (None: an eighth of the budget; 0: nothing is). With
+    `has_summary` what is paged out is also summed up by the model, on the caller's account.
 
     With a `namespace`, what leaves the window is remembered there, and everything that is known
     there may be recalled; without, the process's own is used, and only what left this context comes
@@ -117,6 +118,7 @@ class ContextOpen(Call[r.ContextRef]):
     recall_tokens: int | None = Field(default=None, ge=0)
     namespace: str | None = Field(default=None, min_length=1)
     has_core: bool = False
+    has_summary: bool = False
 
 
 class ContextAppend(Call[r.ContextInfo]):

@@ -158,6 +158,26 @@ def test_the_summary_policy_folds_what_leaves_into_one_summary(boot_kernel: Any)
     asyncio.run(scenario())
 
 
+def test_what_is_paged_out_can_be_summed_up_too(boot_kernel: Any) -> None:
+    said = Said()
+
+    async def scenario() -> None:
+        async with boot_kernel(**said.settings) as kernel:
+            os: OS = kernel.os
+            context = await os.context_open([], budget_tokens=1200, has_summary=True)
+            await talk(os, context, turns=16)
+            await os.generate("What is my dog called?", context=context, max_tokens=8)
+            assert FACT in said.asked[-1]
+            info = await os.context_stat(context)
+            assert kinds(info)[0] == "summary"
+            assert kinds(info).count("summary") == 1
+            folded = [s for s in info.segments if s.kind == "summary" and s.state == "summarised"]
+            assert folded
+            assert not any(s.notes for s in folded), "a summary is folded in, not remembered"
+
+    asyncio.run(scenario())
+
+
 def test_a_fork_recalls_what_left_before_it_and_not_what_the_other_side_said_later(
     boot_kernel: Any,
 ) -> None:

@@ -77,14 +77,14 @@ def test_drop_results_keeps_all_that_was_said_and_refuses_when_that_is_too_much(
 
 
 def test_a_summary_takes_the_place_of_what_left_and_of_the_summary_before() -> None:
-    ctx = filled("summary", budget_tokens=SUMMARY_TOKENS + 150)
+    ctx = filled("summary", exchanges=8, budget_tokens=SUMMARY_TOKENS + 120)
     left = [s for s in ctx.info().segments if s.state == "summarised"]
-    assert [segment.index for segment in left] == [1, 2, 3, 4]
+    assert [segment.index for segment in left] == list(range(1, 13))
     ctx.summarise("first things")
     assert ctx.summary() == "first things"
     assert [message.role for message in ctx.window()[:2]] == ["system", "user"]
     again = list[str]()
-    for number in range(4, 12):
+    for number in range(8, 16):
         gone = ctx.append(exchange(number))
         if gone:
             again += [segment.message.text for segment in gone if segment.own_kind == "summary"]
