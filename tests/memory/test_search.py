@@ -135,17 +135,19 @@ def test_filters_lose_nothing_that_passes_and_never_cross_a_namespace(
 ) -> None:
     store = Store(tmp_path_factory.mktemp("m"), dimensions=DIMENSIONS, clock=lambda: 1000.0)
     try:
-        for number, (space, kind, size, angle, since) in enumerate(items):
-            put(
-                store,
-                f"word {number}",
-                angle,
-                space,
-                kind=kind,
-                metadata={"size": size, "at": number},
-                valid_from=since,
-                # Never near-duplicates of each other: their numbers differ.
-            )
+        for name in _NAMESPACES:
+            some = [(n, item) for n, item in enumerate(items) if item[0] == name]
+            if some:
+                notes = [
+                    Note(
+                        text=f"word {number}",  # other numbers: no near-duplicates
+                        kind=kind,
+                        metadata={"size": size, "at": number},
+                        valid_from=since,
+                    )
+                    for number, (_, kind, size, _, since) in some
+                ]
+                store.remember(name, notes, [vector(item[3]) for _, item in some])
         wanted = {
             number
             for number, (space, kind, size, _, since) in enumerate(items)
