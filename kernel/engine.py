@@ -17,6 +17,7 @@ from typing import TypeVar
 from llmos.drivers.contract import Allocation, DeviceError, LanguageModel, ModelInfo
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
+from llmos.kernel.overload import queue_full
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import Policy
 from llmos.kernel.stepper import Report, State, Stepper, device_failure
@@ -122,25 +123,16 @@ class Engine:
         if self.state != "ready" or self._is_over:
             raise self._not_ready()
         if self._queued >= self._max_queued:
-            raise SyscallError(
-                "busy",
-                f"{self._queued} generations wait for device {self.name}; retry in "
-                f"{self.retry_after_s:.1f} s",
-                is_retryable=True,
-                device=self.name,
+            raise queue_full(
+                self.name,
+                waiting=self._queued,
                 limit=self._max_queued,
-                retry_after_s=self.retry_after_s,
+                ends=self._stepper.ends,
             )
         self._queued += 1
         if not self._post(lambda: self._stepper.enter(generation)):
             self._queued -= 1
             raise self._not_ready()
-
-    @property
-    def retry_after_s(self) -> float:
-        """When a twentieth of what waits will have ended, at the rate of the last ones."""
-        ends_s = self._stepper.gauges.seconds_per_end or 1.0
-        return round(max(1.0, self._queued / 20) * ends_s, 1)
 
     def cancel(self, generation: Generation) -> None:
         """Free a generation's sequence before the next step; it ends without a finish reason."""

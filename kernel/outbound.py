@@ -27,9 +27,10 @@ from llmos.drivers.chat_model import (
 )
 from llmos.drivers.contract import Allocation, DeviceError, ModelInfo, RequestError
 from llmos.kernel.budget import Budget, Reservation
-from llmos.kernel.clock import Clock
+from llmos.kernel.clock import Clock, Timer
 from llmos.kernel.device import DeviceState
 from llmos.kernel.generation import Generation
+from llmos.kernel.overload import Ends, overdue, queue_full
 from llmos.kernel.policies import Policy
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import SyscallError
@@ -44,6 +45,8 @@ class _Job:
     request: ChatRequest
     reservation: Reservation | None
     task: asyncio.Task[None] | None = None
+    deadline: Timer | None = None
+    overdue: SyscallError | None = None  # its deadline has passed
 
 
 class Outbound:
@@ -71,6 +74,7 @@ class Outbound:
         self._reason: str | None = None
         self._jobs: dict[Generation, _Job] = {}
         self._held: set[int] = set()
+        self._ends = Ends()
         self._opening = asyncio.Lock()
         self._salt = secrets.token_hex(4)
         self._requests = 0
@@ -126,12 +130,8 @@ class Outbound:
         if self.state != "ready":
             raise self._not_ready()
         if len(self._jobs) >= self._max_queued:
-            raise SyscallError(
-                "busy",
-                f"{len(self._jobs)} generations wait for device {self.name}; retry later",
-                is_retryable=True,
-                device=self.name,
-                limit=self._max_queued,
+            raise queue_full(
+                self.name, waiting=len(self._jobs), limit=self._max_queued, ends=self._ends
             )
         order = generation.order
         conversation = order.conversation
@@ -158,7 +158,10 @@ class Outbound:
             if self._budget is not None and reservation is not None:
                 self._budget.settle(reservation, prompt_tokens=0, new_tokens=0)
             raise self._failure(problem) from problem
-        self._jobs[generation] = _Job(generation, request, reservation)
+        job = self._jobs[generation] = _Job(generation, request, reservation)
+        if entry.deadline_s is not None:
+            left_s = entry.deadline_s - self._clock.now()
+            job.deadline = self._clock.call_later(left_s, lambda: self._drop(job))
         self._policy.enter(entry)
         self._admit()
 
@@ -279,7 +282,11 @@ class Outbound:
         """Take a generation out and deliver its outcome; what was not told is counted here."""
         generation = job.generation
         del self._jobs[generation]
+        if job.deadline is not None:
+            job.deadline.cancel()
         now = self._clock.now()
+        if finish is not None:
+            self._ends.count(now, is_last=not self._jobs)
         outcome = generation.outcome(now_s=now, kv_bytes_per_token=0, finish=finish, error=error)
         told = end or ChatEnd("stop")
         is_begun = generation.first_token_s is not None
@@ -312,7 +319,18 @@ class Outbound:
 
     def _end_if_not(self, job: _Job) -> None:
         if job.generation in self._jobs:
-            self._end(job)
+            self._end(job, error=job.overdue)
+
+    def _drop(self, job: _Job) -> None:
+        """End a generation that nobody waits for any more, and its request at the server."""
+        generation = job.generation
+        waited_s = self._clock.now() - generation.entry.arrived_s
+        tokens = len(self._chat.tokenize("".join(generation.written)))
+        job.overdue = overdue(self.name, waited_s=waited_s, tokens=tokens)
+        if job.task is None:
+            self._end(job, error=job.overdue)
+        else:
+            job.task.cancel()
 
     def _lose(self, problem: DeviceError) -> None:
         """The server is gone: what waits need not find out one by one."""

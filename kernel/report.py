@@ -22,7 +22,6 @@ class Gauges(NamedTuple):
     prefill_s: float = 0.0
     decode_tokens: int = 0
     decode_s: float = 0.0
-    seconds_per_end: float | None = None  # between two ends of generations, on average
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from llmos.drivers.contract import (
 from llmos.kernel.batch import Batcher, Fed
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
+from llmos.kernel.overload import Ends, overdue
 from llmos.kernel.pace import Pace
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import Policy, is_urgent
@@ -40,8 +41,6 @@ log = logging.getLogger("llmos.kernel")
 
 # A generation waits for a running prefill that will spare it at least this much.
 WORTH_WAITING_TOKENS = 8
-# Weight of the last time between two ends in the average.
-_LEARN = 0.1
 # Iterations without a step, although somebody wants one, before that is taken for a bug of ours.
 MAX_IDLE_ITERATIONS = 100
 
@@ -52,7 +51,7 @@ class Stepper:
     """The engine thread's side of a device. `open` first; then everything on that one thread.
 
     `driver`, `adapters`, `state`, `reason` and `gauges` are replaced whole and may be read from any
-    thread.
+    thread; `ends` may be asked from any.
     """
 
     def __init__(
@@ -69,6 +68,7 @@ class Stepper:
         self.state: State = "closed"
         self.reason: str | None = None
         self.gauges = Gauges()
+        self.ends = Ends()
         self.driver: LanguageModel | None = None
         self.adapters: frozenset[str] = frozenset()  # attached to this driver
         self._adapter_paths: dict[str, Path] = {}  # and to those before it
@@ -78,7 +78,6 @@ class Stepper:
         self._limits = limits or Limits()
         self._pace = Pace()
         self._batcher: Batcher | None = None
-        self._last_end_s: float | None = None
         self._residency: Residency | None = None
         self._tiers = tiers or Tiers(host_bytes=share_of_memory(), now=clock.now)
         self._generations: list[Generation] = []
@@ -212,7 +211,8 @@ class Stepper:
         for generation in list(self._generations):
             deadline_s = generation.entry.deadline_s
             if deadline_s is not None and now >= deadline_s:
-                self._fail(generation, _overdue(self.name, generation, now))
+                waited_s, tokens = now - generation.entry.arrived_s, len(generation.output)
+                self._fail(generation, overdue(self.name, waited_s=waited_s, tokens=tokens))
 
     def _count_idle(self) -> None:
         """An iteration had nothing to feed; many in a row, and somebody waits for ever."""
@@ -414,7 +414,7 @@ class Stepper:
             self._generations.remove(generation)
             self._policy.leave(generation.entry)
         if finish is not None:
-            self._count_end()
+            self.ends.count(self._clock.now(), is_last=not self._generations)
             if self._batcher is not None:
                 self._batcher.ended(generation)
         outcome = generation.outcome(
@@ -424,15 +424,6 @@ class Stepper:
             error=error,
         )
         self._report.ended.append((generation, outcome))
-
-    def _count_end(self) -> None:
-        now, last = self._clock.now(), self._last_end_s
-        # With nobody left, the time to the next end says nothing of the device.
-        self._last_end_s = now if self._generations else None
-        if last is not None:
-            average = self.gauges.seconds_per_end
-            moved = now - last if average is None else average + _LEARN * (now - last - average)
-            self.gauges = self.gauges._replace(seconds_per_end=moved)
 
     def _fail(self, generation: Generation, error: SyscallError) -> None:
         self._end(generation, finish=None, error=error)
@@ -493,15 +484,3 @@ def device_failure(name: str, problem: DeviceError) -> SyscallError:
         )
     error.__cause__ = problem
     return error
-
-
-def _overdue(name: str, generation: Generation, now_s: float) -> SyscallError:
-    waited_s = now_s - generation.entry.arrived_s
-    return SyscallError(
-        "timeout",
-        f"nobody waits for this generation after {waited_s:.1f} s on device {name}: its deadline "
-        "has passed; ask for fewer tokens, allow more time, or come back when fewer wait",
-        is_retryable=True,
-        device=name,
-        tokens=len(generation.output),
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
@@ -20,6 +20,7 @@ from llmos.drivers.chat_model import (
 )
 from llmos.drivers.contract import Abilities, DeviceError, ModelInfo
 from llmos.kernel.budget import Prices
+from llmos.kernel.clock import VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting, RemoteSetting
 from llmos.syscalls.calls import Generate
@@ -106,6 +107,10 @@ def said(text: str, **end: Any) -> list[str | ChatEnd | Exception]:
     return [*pieces, ChatEnd("stop", **end)]
 
 
+def paced(text: str) -> Callable[[], ScriptedChat]:
+    return lambda: ScriptedChat(lambda asked: said(text), is_paced=True)
+
+
 def remote(chat: ScriptedChat, *, prices: Prices | None = None, at_once: int = 2) -> ModelSetting:
     setting = RemoteSetting(lambda: chat, concurrency=at_once, prices=prices)
     return ModelSetting(name="far", base="far", driver="remote", remote=setting)
@@ -117,11 +122,18 @@ def run(
     body: Callable[[OS, ScriptedChat, Any], Coroutine[Any, Any, None]],
     *,
     policy: str = "fifo",
+    clock: VirtualClock | None = None,
+    max_queued: int = 10_000,
     **setting: Any,
 ) -> None:
     async def scenario() -> None:
         chat = make()
-        async with boot_kernel(models={"far": remote(chat, **setting)}, policy=policy) as kernel:
+        async with boot_kernel(
+            models={"far": remote(chat, **setting)},
+            policy=policy,
+            clock=clock,
+            max_queued=max_queued,
+        ) as kernel:
             await body(kernel.os, chat, kernel)
 
     asyncio.run(scenario())
@@ -141,7 +153,7 @@ async def until(os: OS, *, running: int, waiting: int) -> None:
     raise AssertionError(f"not {running} running and {waiting} waiting: {await counts(os)}")
 
 
-async def refusal(work: Coroutine[Any, Any, Any]) -> SyscallError:
+async def refusal(work: Awaitable[Any]) -> SyscallError:
     with pytest.raises(SyscallError) as refused:
         await work
     return refused.value
@@ -393,3 +405,101 @@ def test_a_message_of_the_assistant_is_sent_as_such(boot_kernel: BootKernel) -> 
         assert roles == ["user", "assistant", "user"]
 
     run(boot_kernel, lambda: ScriptedChat(lambda asked: said("fine")), body)
+
+
+def test_a_request_past_its_deadline_is_cancelled_and_its_stream_stops(
+    boot_kernel: BootKernel,
+) -> None:
+    clock = VirtualClock()
+
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        chat.allowed.release()
+        answer = os.stream("hi", deadline_s=5.0)
+        assert await anext(answer) == Delta(text="one ")
+        clock.advance(4.9)
+        await until(os, running=1, waiting=0)
+        clock.advance(0.2)
+        dropped = await refusal(anext(answer))
+        assert (dropped.code, dropped.is_retryable) == ("timeout", True)
+        assert dropped.fields == {"device": "far", "tokens": 1}
+        assert "deadline" in dropped.message
+        assert (chat.under_way, chat.closed_early) == (0, 1)
+        # What was read and written is paid for, the rest of what was set aside is free again.
+        assert (await os.stat()).devices[0].spent_tokens == 2
+        await until(os, running=0, waiting=0)
+
+    run(boot_kernel, paced("one two three"), body, clock=clock, prices=Prices(tokens=1000))
+
+
+def test_what_waits_for_a_server_past_its_deadline_is_never_sent(boot_kernel: BootKernel) -> None:
+    clock = VirtualClock()
+
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        busy = asyncio.create_task(os.generate("busy"))
+        await chat.begun.acquire()
+        hurried = asyncio.create_task(os.generate("hurry", deadline_s=5.0))
+        patient = asyncio.create_task(os.generate("patient", deadline_s=50.0))
+        await until(os, running=1, waiting=2)
+        clock.advance(5.0)
+        dropped = await refusal(hurried)
+        assert (dropped.code, dropped.fields["tokens"]) == ("timeout", 0)
+        await until(os, running=1, waiting=1)
+        for _ in range(100):
+            chat.allowed.release()
+        assert [(await one).text for one in (busy, patient)] == ["yes", "yes"]
+        asked = [request.conversation.messages[0].text for request in chat.requests]
+        assert asked == ["busy", "patient"]
+        clock.advance(100.0)  # a deadline that was kept says nothing any more
+        await until(os, running=0, waiting=0)
+
+    run(boot_kernel, paced("yes"), body, clock=clock, at_once=1)
+
+
+def test_a_stopped_program_is_held_to_its_deadline_too(boot_kernel: BootKernel) -> None:
+    clock = VirtualClock()
+
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        async def ask(os: OS) -> str:
+            return (await os.generate("held", deadline_s=5.0)).text
+
+        busy = asyncio.create_task(os.generate("busy"))
+        await chat.begun.acquire()
+        pid = await os.spawn(ask)
+        await until(os, running=1, waiting=1)
+        await os.signal(pid, "STOP")
+        clock.advance(6.0)
+        await until(os, running=1, waiting=0)
+        await os.signal(pid, "CONT")
+        assert (await refusal(os.result(pid))).code == "timeout"
+        for _ in range(100):
+            chat.allowed.release()
+        await busy
+
+    run(boot_kernel, paced("yes"), body, clock=clock, at_once=1)
+
+
+def test_a_full_queue_before_a_server_says_when_to_come_back(boot_kernel: BootKernel) -> None:
+    clock = VirtualClock()
+
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        async def fill() -> list[asyncio.Task[Generated]]:
+            tasks = [asyncio.create_task(os.generate(name)) for name in ("a", "b")]
+            await until(os, running=1, waiting=1)
+            return tasks
+
+        tasks = await fill()
+        refused = await refusal(os.generate("c"))
+        assert (refused.code, refused.is_retryable) == ("busy", True)
+        assert refused.fields == {"device": "far", "limit": 2, "retry_after_s": 1.0}
+        for task in tasks:  # the two end three seconds from each other
+            for _ in range(2):
+                chat.allowed.release()
+            await task
+            clock.advance(3.0)
+        tasks = await fill()
+        assert (await refusal(os.generate("c"))).fields["retry_after_s"] == 3.0
+        for _ in range(100):
+            chat.allowed.release()
+        await asyncio.gather(*tasks)
+
+    run(boot_kernel, paced("yes"), body, clock=clock, max_queued=2, at_once=1)
