@@ -19,7 +19,7 @@ from llmos.drivers.contract import (
     RequestError,
     SequenceError,
 )
-from llmos.drivers.scripted import Scripted
+from llmos.drivers.scripted import Scripted, pseudo_text
 from llmos.kernel.clock import VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.policy import PolicyName, PolicySettings
@@ -767,6 +767,34 @@ def test_a_generation_that_nothing_would_ever_serve_is_told_so(
                 await kernel.os.generate("story", max_tokens=500)
             monkeypatch.undo()
             assert (await kernel.os.generate("story", max_tokens=500)).text == STORY
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_reader_of_a_stream_never_slows_the_batch(boot_kernel: Any) -> None:
+    bench = Bench(sequences=2)
+    bench.is_gated = True
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            other = await kernel.os.spawn(write, "other")
+            while kernel.table.get(other).state != "waiting_device":
+                await asyncio.to_thread(lambda: None)
+            stream = kernel.os.stream("story", max_tokens=500)
+            reading = asyncio.ensure_future(anext(stream))
+            while not reading.done():
+                await bench.step()
+            # From here on nobody reads the stream, and both go on to their ends.
+            bench.free()
+            assert await kernel.os.result(other) == pseudo_text("other")
+            await quiet(kernel)
+            assert bench.batches.count(2) > 1  # they shared the batch
+            steps = len(bench.batches)
+            pieces = [reading.result(), *[piece async for piece in stream]]
+            texts = [piece.text for piece in pieces if isinstance(piece, Delta)]
+            assert "".join(texts) == STORY
+            assert isinstance(pieces[-1], Generated)
+            assert len(bench.batches) == steps  # all of it was there before it was read
 
     asyncio.run(scenario())
 

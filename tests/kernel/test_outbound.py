@@ -310,6 +310,21 @@ def test_a_reader_that_goes_away_ends_the_request(boot_kernel: BootKernel) -> No
     run(boot_kernel, lambda: ScriptedChat(lambda asked: script, is_paced=True), body)
 
 
+def test_a_slow_reader_keeps_no_place_at_the_server(boot_kernel: BootKernel) -> None:
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        answer = os.stream("slow")
+        pieces = [await anext(answer)]
+        assert (await os.generate("other")).text == "one two three"
+        await until(os, running=0, waiting=0)
+        pieces += [piece async for piece in answer]
+        texts = [piece.text for piece in pieces if isinstance(piece, Delta)]
+        assert "".join(texts) == "one two three"
+        assert isinstance(pieces[-1], Generated)
+
+    script = said("one two three")
+    run(boot_kernel, lambda: ScriptedChat(lambda asked: script), body, at_once=1)
+
+
 def test_a_spent_budget_refuses_and_cuts(boot_kernel: BootKernel) -> None:
     async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
         found = await os.generate("one two", max_tokens=100)
