@@ -4,8 +4,8 @@ As many slots as agents keep starting programs, four times as many as the device
 fill and calls are refused. Meanwhile random processes are killed, terminated, stopped, continued
 and reniced, streams are left in the middle, and the device fails at random. Then the chaos ends,
 everybody may finish, and the books must be right: every call was answered, refused with a code, or
-ended with its process; nobody waits; the device holds no sequence but those that the kernel says it
-keeps; the process is no larger than after the first third.
+ended with its process; nobody waits; the device holds no sequence and no token of KV but those that
+the kernel says it keeps; the process is no larger than after the first third.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ class Tally:
     asked: int = 0
     answered: int = 0
     ended_with_process: int = 0
+    streams_left: int = 0  # by a reader that had heard a part
     refused: Counter[str] = field(default_factory=Counter[str])
     programs: Counter[str] = field(default_factory=Counter[str])
     actions: Counter[str] = field(default_factory=Counter[str])
 
     def clear(self) -> None:
         """Begin new books."""
-        self.asked = self.answered = self.ended_with_process = 0
+        self.asked = self.answered = self.ended_with_process = self.streams_left = 0
         for counter in (self.refused, self.programs, self.actions):
             counter.clear()
 
@@ -102,10 +103,9 @@ class Faulty:
             raise DeviceError("a fault on purpose", is_fatal=self._draw.random() < 0.5)
         return self._driver.step(feeds)
 
-    @property
-    def held_sequences(self) -> int:
-        """How many sequences hold tokens; only while the device is idle."""
-        return sum(self._driver.length(one) > 0 for one in range(self._driver.info.sequences))
+    def held_tokens(self) -> list[int]:
+        """How many tokens of KV each sequence holds; only while the device is idle."""
+        return [self._driver.length(one) for one in range(self._driver.info.sequences)]
 
 
 # --- programs -------------------------------------------------------------------------------------
@@ -139,6 +139,7 @@ async def leaver(os: OS, seed: int) -> None:
             async for _ in pieces:
                 left -= 1
                 if not left:
+                    tally.streams_left += 1
                     return
 
     await tally.of(read())
@@ -281,18 +282,20 @@ async def soak(
         rate[0] = 0.0
         device = next(one for one in (await kernel.os.stat()).devices if one.name == "model")
         left = [row for row in await kernel.os.ps() if row.pid != 1]
-        leaked = opened[-1].held_sequences - device.cached_sequences
+        held = opened[-1].held_tokens()
         whole = await _fills(kernel, config)
     refused = {code: tally.refused[code] for code in sorted(tally.refused)}
     return {
         "lost_wakeups": found["hanging"] + len(left) + device.running + device.waiting,
         "unanswered": tally.unanswered,
-        "leaked_sequences": leaked,
+        "leaked_sequences": sum(map(bool, held)) - device.cached_sequences,
+        "leaked_kv_tokens": sum(held) - device.kv_tokens_used,
         "usable_sequences": whole,
         **found,
         "asked": tally.asked,
         "answered": tally.answered,
         "ended_with_process": tally.ended_with_process,
+        "streams_left": tally.streams_left,
         **{f"refused_{code}": count for code, count in refused.items()},
         **{f"programs_{status}": count for status, count in sorted(tally.programs.items())},
         **{f"chaos_{name.lower()}": count for name, count in sorted(tally.actions.items())},
@@ -350,7 +353,10 @@ def _resident() -> int:
 def config_for(home: Path, driver: Any, *, window: int = 256, sequences: int = 16) -> Config:
     """One model, a short window, and a trace whose size is soon reached."""
     source = "smollm2" if driver == "llama_cpp" else "scripted"
-    options: dict[str, Any] = {"weights": "shipped"} if driver == "llama_cpp" else {}
+    options: dict[str, Any] = {}
+    if driver == "llama_cpp":
+        # In streams every sequence holds its tokens alone, so that they can be summed.
+        options = {"weights": "shipped", "kv_layout": "streams"}
     model = ModelConfig(
         source=source, driver=driver, context_tokens=window, sequences=sequences, **options
     )
@@ -390,6 +396,7 @@ if __name__ == "__main__":
             Floor("lost_wakeups", "==", 0),
             Floor("unanswered", "==", 0),
             Floor("leaked_sequences", "==", 0),
+            Floor("leaked_kv_tokens", "==", 0),
             Floor("usable_sequences", "==", 16),
             Floor("grown_share", "<=", 0.1),
         ],

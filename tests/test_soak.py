@@ -20,9 +20,14 @@ def test_chaos_loses_no_wakeup_leaks_no_kv_and_leaves_no_call_unanswered() -> No
     done = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    held = {"lost_wakeups": 0, "unanswered": 0, "leaked_sequences": 0, "usable_sequences": 16}
-    assert {name: found[name] for name in held} == held
+    nothing = ("lost_wakeups", "unanswered", "leaked_sequences", "leaked_kv_tokens")
+    assert {name: found[name] for name in nothing} == dict.fromkeys(nothing, 0)
+    assert found["usable_sequences"] == 16
+    # How much a run of seconds grows depends on the machine; that it is told does not.
+    assert found["resident_bytes"] > 0
+    assert found["grown_share"] > -1.0
     # That something happened at all: each kind of chaos, and each kind of end.
     kinds = ["chaos_kill", "chaos_term", "chaos_stop", "chaos_fault", "refused_device"]
-    assert all(found[kind] for kind in [*kinds, "answered", "ended_with_process", "programs_ok"])
+    ends = ["answered", "ended_with_process", "programs_ok", "streams_left"]
+    assert all(found[kind] for kind in [*kinds, *ends])
     assert "panic" not in done.stderr
