@@ -17,6 +17,7 @@ from llmos.memory.context import Context, Recollection
 from llmos.memory.context_state import Pages
 from llmos.memory.segments import Segment
 from llmos.syscalls import calls
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Hit, Hits, Remembered
 from llmos.syscalls.values import JsonObject
 
@@ -30,7 +31,9 @@ _BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
 class Shelf(Protocol):
     """What is asked of the long-term store (`library.py`)."""
 
-    async def remember_in(self, namespace: str, notes: Sequence[calls.Note]) -> Remembered: ...
+    async def remember_in(
+        self, namespace: str, notes: Sequence[calls.Note], *, owner: str | None = None
+    ) -> Remembered: ...
 
     async def retrieve(self, process: Process, call: calls.Retrieve) -> Hits: ...
 
@@ -39,9 +42,10 @@ class ContextPages:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
 
-    async def keep(self, namespace: str, context: Context, segments: Sequence[Segment]) -> None:
+    async def keep(self, process: Process, context: Context, segments: Sequence[Segment]) -> None:
         """Remember segments that were paged out, and put the notes' ids on the context's record."""
         state = context.state
+        namespace = state.namespace or process.namespace
         if not state.is_page_open:
             state.pages = (*state.pages, Pages(namespace, secrets.token_hex(8)))
             state.is_page_open = True
@@ -65,7 +69,8 @@ class ContextPages:
                 owners.append(segment.index)
         if not notes:
             return
-        ids = (await self._shelf.remember_in(namespace, notes)).ids
+        owner = process.client or None
+        ids = (await self._shelf.remember_in(namespace, notes, owner=owner)).ids
         for index in dict.fromkeys(owners):
             context.kept(
                 index, [id for id, owner in zip(ids, owners, strict=True) if owner == index]
@@ -94,7 +99,12 @@ class ContextPages:
             namespaces = list(dict.fromkeys(page.namespace for page in state.pages))
             where = {"pages": marks[0] if len(marks) == 1 else {"$in": marks}}
         call = calls.Retrieve(query=query, k=CANDIDATES, where=where, namespaces=tuple(namespaces))
-        hits = (await self._shelf.retrieve(process, call)).hits
+        try:
+            hits = (await self._shelf.retrieve(process, call)).hits
+        except SyscallError as problem:
+            if not str(problem.fields.get("field")).startswith("where"):
+                raise
+            return []  # all pages have been forgotten, and no note bears a mark any more
         return [hit for hit in hits if hit.parts.get("cosine", 0.0) >= LEAST_COSINE]
 
 

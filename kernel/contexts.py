@@ -264,8 +264,7 @@ class Contexts:
         """Remember and sum up what has left a window, as its policy wants."""
         paged_out = [segment for segment in left if segment.state == "paged_out"]
         if paged_out:
-            namespace = context.state.namespace or process.namespace
-            await self._pages.keep(namespace, context, paged_out)
+            await self._pages.keep(process, context, paged_out)
         if left and context.summary_tokens:
             await summarise(self._generate, process, context, left)
 

@@ -201,6 +201,27 @@ def test_a_fork_recalls_what_left_before_it_and_not_what_the_other_side_said_lat
             await os.result(child)
             assert FACT in said.asked[-1]
             assert "Rex" not in said.asked[-1]
+            await os.generate("What is my dog called?", context=context, max_tokens=8)
+            assert FACT in said.asked[-1]
+            assert "Rex" in said.asked[-1], "the parent has both"
+
+    asyncio.run(scenario())
+
+
+def test_what_was_forgotten_does_not_come_back_and_is_no_error(boot_kernel: Any) -> None:
+    said = Said()
+
+    async def scenario() -> None:
+        async with boot_kernel(**said.settings) as kernel:
+            os: OS = kernel.os
+            context = await os.context_open([], budget_tokens=900)
+            await talk(os, context)
+            assert await os.forget(where={"role": "user"}) > 0
+            await os.generate("What is my dog called?", context=context, max_tokens=8)
+            assert FACT not in said.asked[-1]
+            await os.forget(everything=True)
+            await os.generate("What is my dog called?", context=context, max_tokens=8)
+            assert said.asked[-1] == "What is my dog called?"
 
     asyncio.run(scenario())
 
