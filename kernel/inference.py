@@ -20,6 +20,7 @@ from llmos.kernel.clock import Clock
 from llmos.kernel.contexts import Contexts
 from llmos.kernel.device import Device
 from llmos.kernel.devices import Devices
+from llmos.kernel.embedder import TOKEN_CHARS
 from llmos.kernel.generation import Generation, Order, Outcome
 from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of, ends_with
 from llmos.kernel.origins import Origin, Origins
@@ -112,7 +113,8 @@ class Inference:
                 known=[embedder.name],
             )
         count = embedder.driver.count
-        tokens = sum(min(count(text), embedder.model.max_tokens) for text in call.texts)
+        most = embedder.model.max_tokens
+        tokens = sum(min(count(text[: most * TOKEN_CHARS]), most) for text in call.texts)
         process.account.charge("tokens_in", tokens)
         process.account.tokens_in += tokens
         vectors = await embedder.embed(call.texts)
