@@ -6,20 +6,13 @@ Every import that costs more than a few milliseconds is inside the command that 
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from llmos.config import Config
-    from llmos.syscalls.errors import LlmosError
-
-P = ParamSpec("P")
+from llmos import cli_memory
+from llmos.command_line import AsJson, ConfigFile, Model, Offline, Policy, command, configured
 
 app = typer.Typer(
     name="llmos",
@@ -32,45 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Read this file, not llmos.toml.")
-]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="The default model of this kernel.")
-]
-Policy = Annotated[
-    str | None,
-    typer.Option("--policy", metavar="NAME", help="priority, fifo, fair, las, ..."),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Never download: a missing model is an error.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for scripts.")]
-
-
-def command(function: Callable[P, int]) -> Callable[P, None]:
-    """Make a function that returns an exit status a command whose errors are one line."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from llmos import exits
-        from llmos.syscalls.errors import LlmosError
-
-        try:
-            status = function(*args, **kwargs)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            status = exits.INTERRUPTED
-        except BrokenPipeError:
-            status = exits.BROKEN_PIPE
-            _abandon_stdout()
-        except LlmosError as problem:
-            _complain(problem)
-            status = exits.exit_status(problem)
-        raise typer.Exit(status)
-
-    return run
 
 
 @app.callback(invoke_without_command=True)
@@ -138,7 +92,7 @@ def run(
         "children": quota_children,
         "wall_s": quota_wall_s,
     }
-    settings = _config(config, model=model, policy=policy, offline=offline)
+    settings = configured(config, model=model, policy=policy, offline=offline)
     bounds = {name: value for name, value in quota.items() if value is not None}
     return run_program(
         settings,
@@ -173,7 +127,7 @@ def demo(
     """Run many agents at once over real files and show how they were scheduled."""
     from llmos.demo import run_demo
 
-    settings = _config(config, model=model, policy=policy, offline=offline)
+    settings = configured(config, model=model, policy=policy, offline=offline)
     return run_demo(settings, folder, question=question, out=out, as_json=as_json)
 
 
@@ -191,7 +145,7 @@ def shell(
     """Start programs, watch and steer them; reads commands from a pipe too."""
     from llmos.commands_run import run_shell
 
-    return run_shell(_config(config, model=model, policy=policy, offline=offline), line)
+    return run_shell(configured(config, model=model, policy=policy, offline=offline), line)
 
 
 @app.command()
@@ -207,7 +161,7 @@ def serve(
     """Serve the OpenAI-compatible HTTP interface until interrupted."""
     from llmos.commands_run import run_server
 
-    return run_server(_config(config, model=model, policy=policy, offline=offline), host, port)
+    return run_server(configured(config, model=model, policy=policy, offline=offline), host, port)
 
 
 @app.command()
@@ -235,7 +189,7 @@ def pull(
     from llmos.commands_models import pull_model
 
     return pull_model(
-        _config(config), source, name=name, quantize=quantize, is_tuning=tune, as_json=as_json
+        configured(config), source, name=name, quantize=quantize, is_tuning=tune, as_json=as_json
     )
 
 
@@ -264,7 +218,7 @@ def tune(
     """Find how a model runs fastest on this machine, and keep it for the next start."""
     from llmos.commands_tune import show_tuned, tune_model
 
-    settings = _config(config)
+    settings = configured(config)
     if show:
         return show_tuned(settings, model, as_json=as_json)
     return tune_model(
@@ -291,7 +245,7 @@ def models(
     """List models: here, known and configured."""
     from llmos.commands_models import list_models, remove_model
 
-    settings = _config(config)
+    settings = configured(config)
     if remove is not None:
         return remove_model(settings, remove)
     return list_models(settings, is_verifying=verify, as_json=as_json)
@@ -309,7 +263,7 @@ def devices(
     """List what models can run on here, how fast it was, and why the rest cannot be used."""
     from llmos.commands_models import list_devices
 
-    return list_devices(_config(config), is_measuring=measure, as_json=as_json)
+    return list_devices(configured(config), is_measuring=measure, as_json=as_json)
 
 
 @app.command()
@@ -321,31 +275,9 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
     return examine(config, as_json=as_json)
 
 
+app.add_typer(cli_memory.app)
+
+
 def main() -> None:
     """The console script."""
     app()
-
-
-# --- internals ------------------------------------------------------------------------------------
-
-
-def _config(file: Path | None, **overrides: Any) -> Config:
-    """The settings in force. Raises: ConfigError, for an unknown model naming the known ones."""
-    from llmos.config import load_config
-
-    model = overrides.pop("model", None)
-    offline = overrides.pop("offline", False) or None
-    return load_config(file=file, default_model=model, offline=offline, **overrides)
-
-
-def _complain(problem: LlmosError) -> None:
-    from rich.text import Text
-
-    from llmos.tables import console
-
-    console(is_error=True).print(Text(f"llmos: {problem}", style="red"), soft_wrap=True)
-
-
-def _abandon_stdout() -> None:
-    """Nobody reads any more: let the interpreter's last flush go nowhere instead of failing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -40,14 +40,14 @@ def bring_models(config: Config, screen: Console) -> None:
     """
     from llmos.tuning_run import tune_pulled
 
-    store = open_store(config)
     for source in needed_models(config):
-        if is_here(store, source):
-            continue
-        if config.offline:
-            store.card(source)  # raises, naming what is here and how to get the rest
-        pull(store, source, screen)
-        tune_pulled(config, source, screen)
+        if _bring(config, source, screen):
+            tune_pulled(config, source, screen)
+
+
+def bring_embedding(config: Config, screen: Console) -> None:
+    """Pull the embedding model if it is missing; raises as `bring_models`."""
+    _bring(config, config.embedding.source, screen)
 
 
 def open_store(config: Config) -> ModelStore:
@@ -75,6 +75,17 @@ def pull(store: ModelStore, source: str, screen: Console, *, name: str | None = 
 
 
 # --- internals ------------------------------------------------------------------------------------
+
+
+def _bring(config: Config, source: str, screen: Console) -> bool:
+    """Pull a model unless it is here; whether it had to be."""
+    store = open_store(config)
+    if is_here(store, source):
+        return False
+    if config.offline:
+        store.card(source)  # raises, naming what is here and how to get the rest
+    pull(store, source, screen)
+    return True
 
 
 @contextmanager

@@ -8,7 +8,7 @@ whoever forgets a file's notes need not know of this table.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -93,11 +93,10 @@ def below(sql: sqlite3.Connection, namespace: str, folder: str, after: str) -> l
     return [path for (path,) in rows]
 
 
-def listed(sql: sqlite3.Connection, namespaces: list[str] | None) -> Iterator[Listed]:
+def listed(sql: sqlite3.Connection, namespaces: Sequence[str] | None) -> Iterator[Listed]:
     """The files of some namespaces (None: all), by namespace and path."""
-    chosen, names = "", []
-    if namespaces is not None:
-        chosen, names = f"WHERE namespace IN ({', '.join('?' * len(namespaces))})", namespaces
+    names = list(namespaces or ())
+    chosen = "" if namespaces is None else f"WHERE namespace IN ({', '.join('?' * len(names))})"
     rows = sql.execute(
         "SELECT namespace, path, size, chunks, ingested_at FROM documents"
         f" {chosen} ORDER BY namespace, path",
