@@ -181,12 +181,12 @@ def figures(side: str, dialogues: Sequence[Seen]) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    turns, facts = (60, 15) if options.quick else (200, 50)
-    sides = options.sides or list(SIDES)
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    turns, facts = (60, 15) if chosen.quick else (200, 50)
+    sides = chosen.sides or list(SIDES)
     with tempfile.TemporaryDirectory() as folder:
-        seen = asyncio.run(all_sides(Path(folder), sides, options.seeds, turns, facts))
-    found: dict[str, Any] = {"seeds": len(options.seeds), "turns": turns, "facts": facts}
+        seen = asyncio.run(all_sides(Path(folder), sides, chosen.seeds, turns, facts))
+    found: dict[str, Any] = {"seeds": len(chosen.seeds), "turns": turns, "facts": facts}
     for side in sides:
         found |= figures(side, seen[side])
     ours, naive = found.get("default_prefill_tokens"), found.get("truncation_prefill_tokens")
@@ -197,9 +197,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 FLOORS = (Floor("default_present", ">=", 0.9), Floor("prefill_ratio", "<=", 0.5))
 
-if __name__ == "__main__":
+
+def options() -> argparse.ArgumentParser:
+    """Which sides, seeds and how many turns."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="60 turns instead of 200")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--sides", nargs="+", choices=list(SIDES))
-    main_with(parser, "context", measure, FLOORS)
+    return parser
+
+
+if __name__ == "__main__":
+    main_with(options(), "context", measure, FLOORS)

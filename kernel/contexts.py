@@ -179,10 +179,17 @@ class Contexts:
         return ContextRef(context=copy.context)
 
     def hand_down(self, parent: Process, child: Process, contexts: Sequence[int]) -> list[int]:
-        """Give a child copies of a parent's contexts and return their ids."""
+        """Give a child copies of a parent's contexts and return their ids.
+
+        A child without the capability for a context's namespace gets the copy without it: what was
+        said comes along, what others know there does not.
+        """
         copies: list[int] = []
         for context in contexts:
             copy = self._copied(self.get(parent, context))
+            inside, allows = copy.state.namespace, child.capabilities.allows
+            if inside is not None and not (allows("read", inside) and allows("write", inside)):
+                copy.state.namespace = None
             self._own(child, copy)
             copies.append(copy.context)
         return copies

@@ -208,6 +208,28 @@ def test_a_fork_recalls_what_left_before_it_and_not_what_the_other_side_said_lat
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("may_read", [True, False])
+def test_a_fork_keeps_its_namespace_only_where_the_child_holds_it(
+    boot_kernel: Any, may_read: bool
+) -> None:
+    said = Said()
+
+    async def ask(os: OS, contexts: list[int]) -> None:
+        await os.generate("What is my dog called?", context=contexts[0], max_tokens=8)
+
+    async def scenario() -> None:
+        async with boot_kernel(**said.settings) as kernel:
+            os: OS = kernel.os
+            await os.remember(FACT, namespace="anna")
+            context = await os.context_open([user("hello")], namespace="anna")
+            held = frozenset({"anna"} if may_read else set[str]())
+            rights = Capabilities(models=frozenset({"*"}), read=held, write=held)
+            await os.result(await os.fork(ask, contexts=[context], capabilities=rights))
+            assert (FACT in said.asked[-1]) == may_read
+
+    asyncio.run(scenario())
+
+
 def test_what_was_forgotten_does_not_come_back_and_is_no_error(boot_kernel: Any) -> None:
     said = Said()
 
