@@ -1,15 +1,17 @@
 """Pictures of what the benchmarks measured, from their reports; needs matplotlib (extra `bench`).
 
-A benchmark that compares sides has bars of those sides, `agents` a curve of who has finished when,
-and every other one its figures beside what they must reach. Text stays text in the files, which are
-small and the same for the same figures.
+A benchmark that compares sides has bars of those sides (`panels.py`), `agents` a curve of who has
+finished when, and every other one its figures beside what they must reach. Text stays text in the
+files, which are small and the same for the same figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from benchmarks.panels import PANELS, Bars
 
 _OURS, _OTHERS = "#1f6f8b", "#b8c4cc"
 _SIZE = (7.2, 2.8)
@@ -20,57 +22,6 @@ _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-}
-
-
-class Bars(NamedTuple):
-    """Sides side by side: `sides` names the report's key of each, ours first."""
-
-    title: str
-    unit: str
-    sides: Mapping[str, str]
-
-
-BARS: Mapping[str, Sequence[Bars]] = {
-    "batching": [
-        Bars(
-            "16 agents at once",
-            "new tokens per second",
-            {"llmos": "kernel_tokens_per_s", "llama_cpp.Llama": "llama_tokens_per_s"},
-        )
-    ],
-    "throughput": [
-        Bars(
-            "16 independent agents",
-            "new tokens per second",
-            {
-                "llmos": "kernel_tokens_per_s",
-                "bare loop": "raw_tokens_per_s",
-                "llama-server": "server_tokens_per_s",
-                "one by one": "serial_tokens_per_s",
-            },
-        )
-    ],
-    "interactive": [
-        Bars(
-            "to the first token",
-            "ms, p95",
-            {
-                "beside 16 agents": "ttft_ms",
-                "alone": "ttft_alone_ms",
-                "fifo": "fifo_ttft_ms",
-            },
-        ),
-        Bars(
-            "between tokens",
-            "ms, p95",
-            {
-                "beside 16 agents": "inter_token_ms",
-                "alone": "inter_token_alone_ms",
-                "fifo": "fifo_inter_token_ms",
-            },
-        ),
-    ],
 }
 SIDE_NAMES = {
     "ours": "llmos",
@@ -95,7 +46,7 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
 
 def _figure(report: Mapping[str, Any]) -> Any:
     name = report["benchmark"]
-    panels = [_measured(bars, report) for bars in BARS.get(name, ())]
+    panels = [_measured(bars, report) for bars in PANELS.get(name, ())]
     panels = [panel for panel in panels if panel.sides]
     if report.get("completions_s"):
         return _finished(report["completions_s"])
@@ -118,7 +69,7 @@ def _sides(panels: Sequence[Bars], report: Mapping[str, Any]) -> Any:
         drawn = axes.barh(list(bars.sides), values, color=colours)
         axes.bar_label(drawn, fmt="{:,.4g}", padding=3)
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.2)
         axes.set(title=bars.title, xlabel=bars.unit)
     return figure
 
