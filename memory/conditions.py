@@ -20,6 +20,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 from llmos.syscalls.errors import SyscallError
@@ -30,6 +31,8 @@ OPERATORS: tuple[Operator, ...] = get_args(Operator)
 LONG_VALUE_CHARACTERS = 200  # longer values are compared by their digest
 _DIGEST_MARK = "blake2b:"  # no JSON text begins like this, so a digest equals only a digest
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+# Kept, and past by for what most values are: `json.dumps` with options makes an encoder each time.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _SQLITE_INTEGER = range(-(2**63), 2**63)
 
 Sql = tuple[str, list[JsonValue]]
@@ -79,7 +82,7 @@ class Condition(NamedTuple):
 
     def _looked_at(self, test: str, values: list[JsonValue], short: str | None = None) -> Sql:
         """A test of the value itself, `one`: from `facts`, or from the note where it is long."""
-        key, is_long = json.dumps(self.field), f"value GLOB '{_DIGEST_MARK}*'"
+        key, is_long = json.dumps(self.field), f"facts.value GLOB '{_DIGEST_MARK}*'"
         if short is None:
             short = (
                 f"EXISTS (SELECT 1 FROM json_each(CASE WHEN {is_long} THEN '[]' ELSE"
@@ -88,7 +91,7 @@ class Condition(NamedTuple):
         return (
             f"notes.id IN (SELECT note FROM facts WHERE key = ? AND {short}"
             " UNION ALL SELECT facts.note FROM facts JOIN notes AS whole ON whole.id = facts.note"
-            f" WHERE facts.key = ? AND facts.{is_long} AND EXISTS (SELECT 1 FROM"
+            f" WHERE facts.key = ? AND {is_long} AND EXISTS (SELECT 1 FROM"
             f" json_each(whole.metadata) AS one WHERE one.key = ? AND {test}))",
             [key, *values, key, self.field, *values],
         )
@@ -163,20 +166,37 @@ def _number(value: float) -> float:
     return value if isinstance(value, float) or value in _SQLITE_INTEGER else float(value)
 
 
+def entries(metadata: JsonObject) -> tuple[str, list[tuple[str, str]]]:
+    """Metadata as canonical JSON, and each entry as `facts` holds it.
+
+    Raises: SyscallError("invalid") for what is no JSON.
+    """
+    texts = [
+        (json.dumps(key), canonical(metadata[key], field="metadata")) for key in sorted(metadata)
+    ]
+    whole = ",".join(f"{key}:{text}" for key, text in texts)
+    return f"{{{whole}}}", [(key, _short(text)) for key, text in texts]
+
+
 def stored(value: JsonValue, *, field: str) -> str:
     """A metadata value as `facts` holds it. Raises: SyscallError("invalid") for what is no JSON."""
-    text = canonical(value, field=field)
-    if len(text) > LONG_VALUE_CHARACTERS:
-        return _DIGEST_MARK + blake2b(text.encode(), digest_size=16).hexdigest()
-    return text
+    return _short(canonical(value, field=field))
+
+
+def _short(text: str) -> str:
+    if len(text) <= LONG_VALUE_CHARACTERS:
+        return text
+    return _DIGEST_MARK + blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def canonical(value: JsonValue, *, field: str) -> str:
     """JSON text that is equal exactly for equal JSON values: 1 and 1.0 are, 1 and true are not."""
     try:
-        return json.dumps(
-            _whole_numbers(value), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        if type(value) is str:
+            return encode_basestring_ascii(value)
+        if type(value) is int:
+            return repr(value)
+        return _ENCODER.encode(_whole_numbers(value))
     except (TypeError, ValueError) as problem:
         raise SyscallError("invalid", f"{field} is not JSON: {problem}", field=field) from problem
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llmos.memory.conditions import canonical, stored
+from llmos.memory.conditions import entries
 from llmos.memory.filters import Filter, checked_namespace
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     note: Note
     metadata: str
-    facts: tuple[tuple[str, str], ...]
+    facts: Sequence[tuple[str, str]]
     digest: bytes
 
 
@@ -87,14 +87,14 @@ def prepare(namespace: str, note: Note) -> Row:
     """
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
-    metadata = canonical(note.metadata, field="metadata")
+    metadata, facts = entries(note.metadata)
     identity = [checked_namespace(namespace), note.source, note.text, metadata]
     if note.kind != "episodic":
         identity.append(note.kind)  # version 1, which knew one kind, has digests without it
     if note.fact is not None:
         identity += (note.fact.subject, note.fact.relation, note.fact.object, note.valid_from)
     digest = blake2b(json.dumps(identity).encode(), digest_size=16).digest()
-    return Row(note, metadata, tuple(_facts(note.metadata)), digest)
+    return Row(note, metadata, facts, digest)
 
 
 def insert(
@@ -311,8 +311,3 @@ def _ids(sql: sqlite3.Connection, rows: str, parameters: Sequence[JsonValue] = (
 def as_ids(text: str | None) -> Ids:
     """What `group_concat(id)` gives: three times as fast as an object for each row."""
     return np.fromstring(text or "", dtype=np.int64, sep=",")
-
-
-def _facts(metadata: JsonObject) -> Iterator[tuple[str, str]]:
-    for key, value in metadata.items():
-        yield json.dumps(key), stored(value, field="metadata")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmos.memory.conditions import (
@@ -120,9 +120,11 @@ def _a_condition(draw: st.DrawFn) -> Condition:
 
 
 @settings(max_examples=300, deadline=None)
+@example(items=[{"a": "0"}], conditions=[Condition("a", "$gt", "")])
+@example(items=[{"a": [None]}, {"a": "b"}], conditions=[Condition("a", "$contains", None)])
 @given(
-    st.lists(st.dictionaries(_FIELD, _VALUE, max_size=3), max_size=8),
-    st.lists(_a_condition(), min_size=1, max_size=2, unique_by=lambda one: one.field),
+    items=st.lists(st.dictionaries(_FIELD, _VALUE, max_size=3), max_size=8),
+    conditions=st.lists(_a_condition(), min_size=1, max_size=2, unique_by=lambda one: one.field),
 )
 def test_exactly_the_notes_for_which_all_conditions_hold_are_found(
     items: list[dict[str, Any]], conditions: list[Condition]
