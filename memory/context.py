@@ -10,23 +10,21 @@ A context has one owner at a time; nothing here is locked.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
 from llmos.memory.context_policy import POLICIES, SUMMARY_TOKENS, ContextPolicy
+from llmos.memory.context_record import actions, can_return, composition, listed
 from llmos.memory.context_state import ContextState
 from llmos.memory.paging import Count, Paging
 from llmos.memory.segments import Segment, conversation, new_segment
 from llmos.syscalls.content import Message, system, user
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import (
-    Composition,
     ContextDifference,
     ContextInfo,
-    SegmentInfo,
     SegmentKind,
 )
 from llmos.syscalls.results import ContextPolicy as PolicyName
@@ -284,23 +282,13 @@ class Context:
             model=self.model,
             budget_tokens=self.budget_tokens,
             used_tokens=state.used_tokens,
-            segments=tuple(self._segments()),
+            segments=listed(state.gone, list(state.window.values()), state.appended),
             actions=tuple(state.actions),
             policy=self.policy_name,
             history=tuple(state.history),
         )
 
     # --- internals --------------------------------------------------------------------------------
-
-    def _segments(self) -> list[SegmentInfo]:
-        """All segments: the window's in its order, those that have left where they came."""
-        places = [(one.index, one) for one in self.state.gone]
-        earliest = self.state.appended
-        present = list[tuple[int, SegmentInfo]]()
-        for segment in reversed(self.state.window.values()):
-            earliest = min(earliest, segment.index)
-            present.append((earliest, segment.info()))
-        return [one for _, one in sorted([*places, *reversed(present)], key=lambda pair: pair[0])]
 
     def _parted(self) -> tuple[list[Segment], list[Segment]]:
         """The fixed segments that the window begins with, and the others."""
@@ -315,14 +303,12 @@ class Context:
         self._adopt(paging, is_new=False)
 
     def _make_room(self, paging: Paging, room_tokens: int) -> None:
-        lower_tokens = room_tokens - (
-            self.summary_tokens if paging.used_tokens > room_tokens else 0
-        )
+        is_over = paging.used_tokens > room_tokens
+        lower_tokens = room_tokens - (self.summary_tokens if is_over else 0)
         self.policy.make_room(paging, lower_tokens)
         core = next((one for one in paging.window.values() if one.own_kind == "core"), None)
-        loses_prefix = any(
-            one.state in ("paged_out", "summarised") for one in paging.changed.values()
-        )
+        left = (one for one in paging.changed.values() if one.index not in paging.window)
+        loses_prefix = not all(map(can_return, left))
         if core is not None and self.state.core is not None and loses_prefix:
             wanted = _core_message(self.state.core)
             if core.message != wanted:
@@ -341,18 +327,12 @@ class Context:
     def _adopt(self, paging: Paging, *, is_new: bool = True) -> None:
         """Take an edited window as the context's own, and put its composition on record."""
         state = self.state
-        before, after = list(state.window.values()), list(paging.window.values())
-        tokens = Counter[SegmentKind]()
-        for segment in after:
-            tokens[segment.kind] += segment.tokens
-        recomputed = _recomputed_tokens(before, after)
+        made = composition(list(state.window.values()), list(paging.window.values()))
         if not is_new and state.history:  # what was recalled or summarised belongs to the append
-            recomputed += state.history.pop().recomputed_tokens
+            recomputed = max(made.recomputed_tokens, state.history.pop().recomputed_tokens)
+            made = made.model_copy(update={"recomputed_tokens": recomputed})
         state.window, state.used_tokens = paging.window, paging.used_tokens
-        newest = max(state.window, default=0)
-        state.history.append(
-            Composition(newest=newest, tokens=dict(tokens), recomputed_tokens=recomputed)
-        )
+        state.history.append(made)
         del state.history[:-HISTORY]
 
     def _record(self, paging: Paging) -> list[Segment]:
@@ -361,16 +341,7 @@ class Context:
         changed = [paging.changed[index] for index in sorted(paging.changed)]
         state.gone.extend(s.info() for s in changed if s.index not in paging.window)
         noticed = {s.index for s in state.window.values() if s.state == "dropped"}
-        dropped = [s for s in changed if s.state == "dropped" and s.index not in noticed]
-        can_return = [s.index for s in dropped if s.is_result or s.own_kind == "recalled"]
-        for text, indices in (
-            ("dropped tool results or recalled material", can_return),
-            ("dropped from the window", [s.index for s in dropped if s.index not in can_return]),
-            ("paged out to the long-term store", _indices(changed, "paged_out")),
-            ("summarised", _indices(changed, "summarised")),
-        ):
-            if indices:
-                state.actions.append(f"{text}: {_ranges(indices)}")
+        state.actions += actions(changed, noticed)
         return [segment for segment in changed if segment.state in ("paged_out", "summarised")]
 
     def _not_in_window(self, segment: int) -> SyscallError:
@@ -392,25 +363,3 @@ class Context:
 
 def _core_message(text: str) -> Message:
     return system(f"{CORE}\n{text}")
-
-
-def _recomputed_tokens(before: Sequence[Segment], after: Sequence[Segment]) -> int:
-    """Tokens of kept segments that stand behind the first change of what was there before."""
-    same = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
-    )
-    kept = {segment.index for segment in before}
-    return sum(segment.tokens for segment in after[same:] if segment.index in kept)
-
-
-def _indices(changed: Iterable[Segment], state: str) -> list[int]:
-    return [segment.index for segment in changed if segment.state == state]
-
-
-def _ranges(indices: Sequence[int]) -> str:
-    """Sorted indices as text: [1, 2, 3, 7] is 'segments 1-3, 7'."""
-    breaks = [i for i, (a, b) in enumerate(pairwise(indices), start=1) if b != a + 1]
-    runs = [indices[a:b] for a, b in pairwise([0, *breaks, len(indices)])]
-    return "segments " + ", ".join(
-        str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs
-    )
