@@ -92,28 +92,34 @@ def refuse_leftovers(path: Path) -> None:
 
 
 def refuse_cut_short(path: Path) -> None:
-    """Refuse a file that SQLite would take for a new one, or whose missing end it might not see.
+    """Refuse a file that SQLite would take for a new one, or whose missing end it might not see."""
+    # Another process may fold its log into the file between two looks; damage stays.
+    problems = [_cut_short(path) for _ in range(3)]
+    if all(problems):
+        raise damaged(path, str(problems[-1]))
 
-    Source: https://www.sqlite.org/fileformat2.html section 1.3.
-    """
-    size_bytes = path.stat().st_size
+
+def _cut_short(path: Path) -> str | None:
+    """What is missing, if anything. Source: https://www.sqlite.org/fileformat2.html section 1.3."""
     with path.open("rb") as file:
         header = file.read(100)
+    size_bytes = path.stat().st_size  # after the header: a file only grows while it is in use
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise damaged(path, "its header is missing")
+        return "its header is missing"
     wal = path.with_name(WAL_FILE)
     if wal.exists() and wal.stat().st_size > 0:
-        return  # pages may be in the log only; SQLite recovers or refuses
+        return None  # pages may be in the log only; SQLite recovers or refuses
     (page_bytes,) = struct.unpack_from(">H", header, 16)
     change_counter, pages = struct.unpack_from(">II", header, 24)
     (valid_for,) = struct.unpack_from(">I", header, 92)
     expected_bytes = pages * (65536 if page_bytes == 1 else page_bytes)
     if change_counter == valid_for and size_bytes < expected_bytes:
-        raise damaged(path, f"{size_bytes} of its {expected_bytes} bytes are left")
+        return f"{size_bytes} of its {expected_bytes} bytes are left"
+    return None
 
 
-def refuse_foreign(path: Path) -> None:
-    """Refuse another program's database and a newer version, opened for reading only."""
+def refuse_foreign(path: Path) -> int:
+    """The version of a database. Refuses another program's and a newer one, opened only to read."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -125,3 +131,4 @@ def refuse_foreign(path: Path) -> None:
             f"{path} was written by a newer llmos (format {version}, this one reads up to "
             f"{SCHEMA_VERSION}); update llmos or choose another folder",
         )
+    return version

@@ -14,11 +14,15 @@ anything is written.
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Lock
 
 from llmos.memory.damage import (
     APPLICATION_ID,
@@ -27,7 +31,13 @@ from llmos.memory.damage import (
     refuse_leftovers,
     storage_errors,
 )
-from llmos.memory.folder import DATABASE_FILE, WAL_FILE, replace_durably
+from llmos.memory.folder import (
+    DATABASE_FILE,
+    OPEN_LOCK_FILE,
+    WAL_FILE,
+    FileLock,
+    replace_durably,
+)
 from llmos.memory.schema import SCHEMA, SCHEMA_VERSION, migrate
 from llmos.syscalls.errors import ConfigError
 
@@ -36,6 +46,12 @@ OPTION_SINCE = (3, 42, 0)  # FTS5's own secure-delete
 BUSY_TIMEOUT_S = 10.0
 _CACHE_KIB = 65_536  # for the connection that writes: indexes of a million notes
 _READ_MAP_BYTES = 1 << 34
+
+# How often this process has each file open. POSIX locks belong to a process: were the file opened
+# and closed beside SQLite, SQLite's locks would be gone.
+# Source: https://www.sqlite.org/howtocorrupt.html section 2.2.
+_opened: Counter[Path] = Counter()
+_opened_lock = Lock()
 
 
 class Database:
@@ -50,29 +66,53 @@ class Database:
             raise ConfigError(
                 "sqlite", f"{sqlite3.sqlite_version} is too old; the memory store needs 3.37"
             )
-        self.path = folder / DATABASE_FILE
+        self.path = folder.resolve() / DATABASE_FILE
         self._idle: list[sqlite3.Connection] = []
         self._is_open = True
         with storage_errors(self.path):
-            if self.path.exists():
-                refuse_cut_short(self.path)
-                refuse_foreign(self.path)
-            else:
-                refuse_leftovers(self.path)
-                _create(self.path, dimensions, model)
-            self.connection = _connect(self.path)
+            if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if not self.path.exists():
+                self._make(dimensions, model)
+            with _opened_lock:
+                if not _opened[self.path]:
+                    refuse_cut_short(self.path)
+                self.connection = _connect(self.path)
+                _opened[self.path] += 1
             try:
-                self.connection.execute("PRAGMA journal_mode = WAL")
-                self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-                migrate(self.connection)
-                if sqlite3.sqlite_version_info >= OPTION_SINCE:
-                    self.connection.execute(
-                        "INSERT INTO notes_text (notes_text, rank) VALUES ('secure-delete', 1)"
-                    )
-                self.store_id = self._identify(dimensions)
+                self._open(dimensions)
             except BaseException:
                 self.close()
                 raise
+
+    def _open(self, dimensions: int) -> None:
+        is_old = refuse_foreign(self.path) < SCHEMA_VERSION
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        if is_old:
+            self._migrate()
+        if sqlite3.sqlite_version_info >= OPTION_SINCE:
+            self.connection.execute(
+                "INSERT INTO notes_text (notes_text, rank) VALUES ('secure-delete', 1)"
+            )
+        self.store_id = self._identify(dimensions)
+
+    def _make(self, dimensions: int, model: str | None) -> None:
+        lock = FileLock.wait(self.path.with_name(OPEN_LOCK_FILE))
+        try:
+            if not self.path.exists():  # nobody else has made it meanwhile
+                refuse_leftovers(self.path)
+                _create(self.path, dimensions, model)
+        finally:
+            lock.release()
+
+    def _migrate(self) -> None:
+        # A kernel that knows only the older format holds this lock as long as it runs.
+        lock = FileLock.wait(self.path.with_name(OPEN_LOCK_FILE))
+        try:
+            migrate(self.connection)
+        finally:
+            lock.release()
 
     def _identify(self, dimensions: int) -> str:
         store_id, stored = self.connection.execute(
@@ -123,7 +163,8 @@ class Database:
 
     def checkpoint(self) -> None:
         """Move what the write-ahead log holds into the database file, waiting for nobody."""
-        self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        with self.reading() as sql:  # the other connection may be in a transaction
+            sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def size_bytes(self) -> int:
         """Bytes on disk, the write-ahead log included."""
@@ -132,10 +173,14 @@ class Database:
 
     def close(self) -> None:
         """Close every connection that nobody uses now; the last one of all makes a checkpoint."""
+        if not self._is_open:
+            return
         self._is_open = False
         while self._idle:
             self._idle.pop().close()
         self.connection.close()
+        with _opened_lock:
+            _opened[self.path] -= 1
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:

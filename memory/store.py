@@ -1,12 +1,13 @@
 """The long-term store: what processes remember, found again by meaning and by words.
 
 One crash-safe unit of two parts: the SQLite database is the truth (`database.py`, `notes.py`), the
-FAISS index (`vectors.py`) is derived from it and caught up on open. A call that has returned is on
-the disk; a call that raised has changed nothing. Refuses to know who may use which namespace (the
+FAISS index is derived from it and follows it (`nearest.py`). A call that has returned is on the
+disk; a call that raised has changed nothing. Refuses to know who may use which namespace (the
 kernel's gate) and how text becomes vectors (the embedding driver).
 
-Every method blocks and may be called from any thread. One lock serialises them: database and index
-change together, and a call takes milliseconds.
+Every method blocks and may be called from any thread, and any number of processes may have the
+store open: each sees what the others have committed. Readers wait for nobody; writers that come
+together share one commit (`commits.py`).
 
 Not protected: BM25 weighs words by how rare they are in the whole store, so scores (not contents)
 depend on other namespaces.
@@ -20,26 +21,27 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from llmos.memory import notes as rows
 from llmos.memory import usage
-from llmos.memory.changes import version
+from llmos.memory.changes import trim
+from llmos.memory.commits import GroupCommit
 from llmos.memory.conditions import parse, refuse_unknown
-from llmos.memory.damage import damaged, storage_errors
+from llmos.memory.damage import storage_errors
 from llmos.memory.database import Database
 from llmos.memory.decay import DEFAULT as DECAY
 from llmos.memory.decay import Decay, faded_ids
 from llmos.memory.filters import Filter
-from llmos.memory.folder import INDEX_FILE, FolderLock
 from llmos.memory.knowledge import related
+from llmos.memory.nearest import NearestNotes
 from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
 from llmos.memory.usage import Usage
-from llmos.memory.vectors import VectorIndex, unit_vectors
+from llmos.memory.vectors import unit_vectors
 from llmos.memory.writing import Entered, Near, enter, nearly_there
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -51,40 +53,47 @@ if TYPE_CHECKING:
 
     from llmos.memory.vectors import Matrix
 
+R = TypeVar("R")
+
 log = logging.getLogger(__name__)
 
 
 class Store:
     """The store in `folder`, opened or created, for vectors of `dimensions`.
 
-    Raises: ConfigError when another kernel uses the folder, or it was written by a newer version or
-    for other dimensions; SyscallError("storage") when the disk refuses or the database is damaged.
+    `model` names the embedding model that a new store is for.
+    Raises: ConfigError when it was written by a newer version or for other dimensions;
+    SyscallError("storage") when the disk refuses or the database is damaged.
     """
 
     def __init__(
-        self, folder: Path, *, dimensions: int, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        *,
+        dimensions: int,
+        model: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
-        self.dimensions = dimensions
         self._clock = clock
         self._usage = Usage()
-        self._mutex = Lock()
+        self._closing = Lock()
         self._is_open = False
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(folder)
+        self._database = Database(folder, dimensions=dimensions, model=model)
         try:
-            self._database = Database(folder, dimensions=dimensions)
-            try:
-                with storage_errors(self._database.path):
-                    self._index = self._open_index()
-            except BaseException:
-                self._database.close()
-                raise
+            self._commits = GroupCommit(self._database)
+            self._nearest = NearestNotes(self._database, folder)
         except BaseException:
-            self._lock.release()
+            self._database.close()
             raise
         self._is_open = True
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers each vector has."""
+        return self._nearest.dimensions
 
     # --- the calls ---
 
@@ -109,33 +118,24 @@ class Store:
             )
         matrix = self._unit_vectors(vectors, field="vectors")
         prepared = [rows.prepare(namespace, note) for note in notes]
-        with self._use() as now:
+        with self.reading() as reader:
+            now = reader.now
+            near = nearly_there(reader, namespace, notes, matrix, merge_above=merge_above)
+
+        def write(sql: sqlite3.Connection) -> list[Entered]:
+            rows.delete(sql, rows.expired(sql, now))
             entered: list[Entered] = []
-            fresh: dict[int, int] = {}  # new id to its row in `matrix`
-            try:
-                with self._usage.batch() as used, self._database.transaction() as sql:
-                    usage.write(sql, used)
-                    expired = rows.expired(sql, now)
-                    rows.delete(sql, expired)
-                    reader = Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
-                    near = nearly_there(reader, namespace, notes, matrix, merge_above=merge_above)
-                    for place, row in enumerate(prepared):
-                        known = near.get(place, Near())
-                        twin = known.note if known.place is None else entered[known.place].note
-                        blob = matrix[place].astype("<f4").tobytes()
-                        one = enter(sql, namespace, row, blob, now, owner=owner, near=twin)
-                        if one.is_new:
-                            fresh[one.note] = place
-                        entered.append(one)
-                    # Before the commit, so that a failure here undoes the transaction as well.
-                    self._index.add(list(fresh), matrix[list(fresh.values())])
-            except BaseException:
-                self._index.remove(list(fresh))
-                raise
-            self._index.remove(expired)
+            for place, row in enumerate(prepared):
+                known = near.get(place, Near())
+                twin = known.note if known.place is None else entered[known.place].note
+                blob = matrix[place].astype("<f4").tobytes()
+                entered.append(enter(sql, namespace, row, blob, now, owner=owner, near=twin))
+            return entered
+
+        entered = self._write(write)
         return Remembered(
             ids=tuple(one.note for one in entered),
-            duplicates=len(entered) - len(fresh),
+            duplicates=sum(not one.is_new for one in entered),
             superseded=tuple(note for one in entered for note in one.superseded),
         )
 
@@ -160,7 +160,7 @@ class Store:
     def reading(self) -> Generator[Reader]:
         """The store for one thread to read from in this block. Raises: as `retrieve`."""
         with self._use() as now, self._database.reading() as sql:
-            yield Reader(sql, nearest=self._nearest, dimensions=self.dimensions, now=now)
+            yield Reader(sql, nearest=self._nearest.search, dimensions=self.dimensions, now=now)
 
     def related(
         self,
@@ -202,23 +202,24 @@ class Store:
                 field="ids",
             )
         spaces = [namespaces] if isinstance(namespaces, str) else namespaces
-        with self._use() as now:
-            chosen = Filter(
-                spaces,
-                now,
-                where or {},
-                source,
-                list(ids) or None,
-                owner=owner,
-                with_history=True,
-            )
-            with self._database.transaction() as sql:
-                gone = rows.select_ids(sql, chosen)
-                if not len(gone):
-                    refuse_unknown(sql, parse(chosen.where), spaces)
-                rows.delete(sql, gone)
-            self._index.remove(gone)
-        return Forgotten(count=len(gone))
+        chosen = Filter(
+            spaces,
+            self._clock(),
+            where or {},
+            source,
+            list(ids) or None,
+            owner=owner,
+            with_history=True,
+        )
+
+        def write(sql: sqlite3.Connection) -> int:
+            gone = rows.select_ids(sql, chosen)
+            if not len(gone):
+                refuse_unknown(sql, parse(chosen.where), spaces)
+            rows.delete(sql, gone)
+            return len(gone)
+
+        return Forgotten(count=self._write(write))
 
     def decay(self, how: Decay = DECAY, *, namespaces: Sequence[str] | None = None) -> Forgotten:
         """Delete what has faded in some namespaces (None: in all); `decay.py` says what fades.
@@ -226,12 +227,14 @@ class Store:
         Raises: SyscallError("storage").
         """
         self._write_usage()
-        with self._use() as now:
-            with self._database.transaction() as sql:
-                gone = np.array(faded_ids(sql, now, how, namespaces=namespaces), dtype=np.int64)
-                rows.delete(sql, gone)
-            self._index.remove(gone)
-        return Forgotten(count=len(gone))
+        now = self._clock()
+
+        def write(sql: sqlite3.Connection) -> int:
+            gone = np.array(faded_ids(sql, now, how, namespaces=namespaces), dtype=np.int64)
+            rows.delete(sql, gone)
+            return len(gone)
+
+        return Forgotten(count=self._write(write))
 
     def _write_usage(self) -> None:
         with self._usage.batch() as used:
@@ -240,18 +243,23 @@ class Store:
 
     def record(self, write: Callable[[sqlite3.Connection], None]) -> None:
         """Run `write` in a transaction; it may touch no table that a search reads."""
-        with self._use(), self._database.transaction() as sql:
-            write(sql)
+        with self._use():
+            self._commits.run(write)
 
     def stat(self, namespaces: Sequence[str] | None = None) -> MemoryInfo:
         """What the store holds in some namespaces (None: all), and its sizes as a whole."""
-        with self._use() as now:
-            counts = rows.count_by_namespace(self._database.connection, namespaces, now)
+        with self.reading() as reader:
+            counts = rows.count_by_namespace(reader.sql, namespaces, reader.now)
+            self._nearest.catch_up(reader.sql)
+            index = self._nearest.index
             return MemoryInfo(
                 items=sum(count.items for count in counts),
                 dimensions=self.dimensions,
-                index=self._index.kind,
-                index_bytes=self._index.size_bytes,
+                index=index.kind,
+                index_bytes=index.size_bytes,
+                index_recall=index.recall.share,
+                recall_sample=index.recall.searches,
+                is_building=self._nearest.is_building,
                 database_bytes=self._database.size_bytes(),
                 namespaces=counts,
             )
@@ -263,82 +271,78 @@ class Store:
 
     def index_bytes(self) -> int:
         """Resident bytes of the index, for the memory ledger; never waits."""
-        return self._index.size_bytes
+        return self._nearest.index.size_bytes
 
     # --- the files ---
+
+    def build(self) -> None:
+        """Build the vector index that is best for what is there now, with all cores.
+
+        Without this call it is built in the background when there is need.
+        Raises: SyscallError("busy") when another process is building it.
+        """
+        with self.reading() as reader:
+            self._nearest.catch_up(reader.sql)
+            self._nearest.build()
 
     def flush(self) -> None:
         """Save the index and fold the write-ahead log into the database.
 
         Nothing acknowledged depends on it; it makes the next open fast.
         """
-        with self._use():
-            self._flush()
+        self._write_usage()
+        with self.reading() as reader:
+            self._nearest.catch_up(reader.sql)
+            self._save_index()
+            self._database.checkpoint()
 
     def close(self) -> None:
-        """Flush, close the files and let another kernel in; a second call does nothing.
+        """Flush and close the files; a second call does nothing.
 
         Also when the flush fails, everything is closed.
         """
-        with self._mutex:
+        with self._closing:
             if not self._is_open:
                 return
-            self._is_open = False
+            self._nearest.stop()
             try:
-                with storage_errors(self.folder):
-                    with self._usage.batch() as used, self._database.transaction() as sql:
-                        usage.write(sql, used)
-                    self._flush()
+                self._write_usage()
+                with self.reading() as reader:
+                    self._nearest.catch_up(reader.sql)
+                    if self._nearest.is_stale:
+                        self._save_index()
+                    self._database.checkpoint()
             finally:
+                self._is_open = False
                 self._database.close()
-                self._lock.release()
 
-    def _flush(self) -> None:
-        if not self._index.is_saved:
-            self._index.save(
-                self.folder,
-                store_id=self._database.store_id,
-                last_id=version(self._database.connection).last_id,
-            )
-        self._database.checkpoint()
+    def _save_index(self) -> None:
+        saved = self._nearest.save()
+        if saved is not None:
+            seen = saved.seq
+            self._commits.run(lambda sql: trim(sql, seen))
 
-    def _open_index(self) -> VectorIndex:
-        """The index from its file, brought to what the database holds."""
-        with self._database.transaction() as sql:
-            rows.delete(sql, rows.expired(sql, self._clock()))
-            live = rows.all_ids(sql)
-            index = VectorIndex.load(
-                self.folder,
-                dimensions=self.dimensions,
-                store_id=self._database.store_id,
-                last_id=version(sql).last_id,
-            )
-            known = index.ids
-            index.remove(np.setdiff1d(known, live, assume_unique=True))
-            missing = np.setdiff1d(live, known, assume_unique=True)
-            try:
-                for ids, matrix in rows.vectors(sql, missing, self.dimensions):
-                    index.add(ids, matrix)
-            except ValueError as problem:
-                raise damaged(self._database.path, str(problem)) from problem
-        if len(missing):
-            log.info("%s: %d vectors added from the database", INDEX_FILE, len(missing))
-        return index
+    # --- inside ---
 
-    # --- searching, under the lock ---
+    def _write(self, write: Callable[[sqlite3.Connection], R]) -> R:
+        """What `write` returns, when it is on the disk. The writer brings the index up to it, so
+        that the next search need not; what fails in that, the next search meets."""
+        with self._use():
+            value = self._commits.run(write)
+            with self._database.reading() as sql:
+                try:
+                    self._nearest.catch_up(sql)
+                except (SyscallError, MemoryError) as problem:
+                    log.warning("the vector index is behind: %s", problem)
+            return value
 
     @contextmanager
     def _use(self) -> Generator[float]:
-        """Hold the lock and turn what the disk raises into our errors; gives the time."""
-        with self._mutex, storage_errors(self._database.path):
+        """Turn what the disk raises into our errors; gives the time."""
+        with storage_errors(self._database.path):
             if not self._is_open:
                 raise SyscallError("not_available", "the memory store is closed")
             yield self._clock()
-
-    def _nearest(
-        self, sql: sqlite3.Connection, unit: Matrix, chosen: Filter, k: int
-    ) -> list[tuple[int, float]]:
-        return self._index.search(unit, k, rows.select_ids(sql, chosen))
 
     def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
         try:

@@ -1,174 +1,270 @@
-"""The vector index: a FAISS index beside the database, derived from it and never the truth.
+"""Vector indexes by note id, in memory: exact while there are few, lists when there are many.
 
-Owns the index in memory and its file. The file ends with a trailer that says which store it belongs
-to and up to which note, with a checksum of all before it; a file that fails any check is thrown
-away and the index is made again from the database. Not thread-safe: the store's lock serialises it.
+`FlatIndex` compares a query with every vector. `ListIndex` keeps vectors in lists by the nearest of
+some centres and looks at the lists whose centres are nearest to the query (FAISS's inverted file):
+how many, was chosen by measured recall when it was built (`vectors_build.py`). Both are derived
+from the database and never the truth.
 
-Vectors are unit length, so the inner product is the cosine. Flat search is exact and needs no
-training; another FAISS index can stand behind `_new_index` without a change elsewhere.
+Vectors are unit length, so the inner product is the cosine. Searches may run side by side; whoever
+adds or removes must be alone (`nearest.py` sees to it).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import struct
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from hashlib import blake2b
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from llmos.memory.folder import INDEX_FILE, replace_durably
+from llmos.memory.faiss_library import faiss_library, threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from llmos.memory.allowed import Allowed
+
     Ids = NDArray[np.int64]
     Matrix = NDArray[np.float32]
 
-_MAGIC = b"llmosvec"
-_FORMAT = 1
-_DIGEST_BYTES = 16
-# The file's end: bytes of the JSON trailer before it, checksum of all before the tail, magic.
-_TAIL = struct.Struct(f">I{_DIGEST_BYTES}s8s")
-_CHUNK_BYTES = 1 << 20
+Found = list[tuple[int, float]]
 
-log = logging.getLogger(__name__)
+_ID_BYTES = 8
+_MAP_ENTRY_BYTES = 40  # an entry of the map from id to place
 
 
-class VectorIndex:
-    """Unit vectors by note id, in memory."""
+class Recall(NamedTuple):
+    """The share of the true nearest that searches found, over so many searches for `at` each."""
 
-    kind = "flat"
+    share: float
+    searches: int
+    at: int
 
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-        self._index = _new_index(dimensions)
-        self.is_saved = False
 
-    def __len__(self) -> int:
-        return int(self._index.ntotal)
+EXACT = Recall(1.0, 0, 0)
+
+
+class Index(Protocol):
+    """What both kinds have in common."""
+
+    kind: str
+    dimensions: int
+    recall: Recall
+    library: Any  # the FAISS index
+
+    def __len__(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Resident bytes."""
+        ...
 
     @property
     def ids(self) -> Ids:
         """The ids in the index, sorted."""
-        faiss = _faiss()
+        ...
 
-        return np.sort(faiss.vector_to_array(self._index.id_map).astype(np.int64))
+    def place(self, vectors: Matrix) -> Ids | None:
+        """Where vectors belong, for `add`: the costly part, which needs not be alone."""
+        ...
+
+    def add(self, ids: Ids, vectors: Matrix, places: Ids | None = None) -> None:
+        """Add vectors `(len(ids), dimensions)` under new ids."""
+        ...
+
+    def remove(self, ids: Ids) -> None:
+        """Remove those of the ids that are here."""
+        ...
+
+    def search(self, unit: Matrix, k: int, allowed: Allowed | None = None) -> Found:
+        """The k nearest to a unit vector as (id, cosine), nearest first; of `allowed`, if given."""
+        ...
+
+    def sees_few(self, allowed: Allowed) -> bool:
+        """Whether reading the allowed vectors one by one is faster than a search."""
+        ...
+
+
+class FlatIndex:
+    """Every vector, compared with every query: exact."""
+
+    kind = "flat"
+    recall = EXACT
+
+    def __init__(self, dimensions: int, library: Any = None) -> None:
+        faiss = faiss_library()
+
+        self.dimensions = dimensions
+        self.library = library or faiss.IndexIDMap2(faiss.IndexFlatIP(dimensions))
+
+    def __len__(self) -> int:
+        return int(self.library.ntotal)
+
+    @property
+    def ids(self) -> Ids:
+        faiss = faiss_library()
+
+        return np.sort(faiss.vector_to_array(self.library.id_map).astype(np.int64))
 
     @property
     def size_bytes(self) -> int:
-        """Resident bytes: the vectors, their ids, and the map from id to place."""
-        id_bytes, map_entry_bytes = 8, 40
-        return len(self) * (4 * self.dimensions + id_bytes + map_entry_bytes)
+        return len(self) * (4 * self.dimensions + _ID_BYTES + _MAP_ENTRY_BYTES)
 
-    def add(self, ids: Sequence[int] | Ids, vectors: Matrix) -> None:
-        """Add vectors `(len(ids), dimensions)` under new ids."""
-        if len(ids):
-            self._index.add_with_ids(vectors, np.asarray(ids, dtype=np.int64))
-            self.is_saved = False
-
-    def remove(self, ids: Sequence[int] | Ids) -> None:
-        """Remove those of the ids that are here."""
-        if len(ids):
-            self._index.remove_ids(np.asarray(ids, dtype=np.int64))
-            self.is_saved = False
-
-    def search(self, vector: Matrix, k: int, allowed: Ids) -> list[tuple[int, float]]:
-        """The k nearest of the `allowed` ids to a unit vector, as (id, cosine), nearest first."""
-        faiss = _faiss()
-
-        if not len(allowed) or not len(self):
-            return []
-        parameters = None
-        if len(allowed) < len(self):
-            chosen = np.zeros(int(allowed.max()) + 1, dtype=np.bool_)
-            chosen[allowed] = True
-            selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
-            parameters = faiss.SearchParameters(sel=selector)
-        with _one_thread():
-            scores, ids = self._index.search(
-                vector.reshape(1, self.dimensions), min(k, len(allowed)), params=parameters
-            )
-        found = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
-        return [(note, score) for note, score in found if note >= 0]
-
-    def save(self, folder: Path, *, store_id: str, last_id: int) -> None:
-        """Write the index beside the database, atomically. Raises: OSError."""
-        faiss = _faiss()
-
-        trailer = json.dumps(
-            {
-                "format": _FORMAT,
-                "store_id": store_id,
-                "dimensions": self.dimensions,
-                "kind": self.kind,
-                "items": len(self),
-                "last_id": last_id,
-                "faiss": faiss.__version__,
-            }
-        ).encode()
-        digest = blake2b(digest_size=_DIGEST_BYTES)
-        building = folder / (INDEX_FILE + ".new")
-        try:
-            with building.open("wb") as file:
-
-                def write(chunk: bytes) -> None:
-                    digest.update(chunk)
-                    file.write(chunk)
-
-                # Through our own file, because FAISS's does not notice a disk that fills on close.
-                faiss.write_index(self._index, faiss.PyCallbackIOWriter(write, _CHUNK_BYTES))
-                write(trailer)
-                file.write(_TAIL.pack(len(trailer), digest.digest(), _MAGIC))
-            replace_durably(building, folder / INDEX_FILE)
-        finally:
-            building.unlink(missing_ok=True)
-        self.is_saved = True
-
-    @classmethod
-    def load(cls, folder: Path, *, dimensions: int, store_id: str, last_id: int) -> VectorIndex:
-        """The index from its file, or an empty one when the file is missing or not to be trusted.
-
-        `last_id` is the newest id that the database ever gave: an index that has seen more belongs
-        to a later state of a database that was put back, and its ids would mean other notes.
-        """
-        path = folder / INDEX_FILE
-        index = cls(dimensions)
-        if not path.exists():
-            return index
-        problem = index._load(path, store_id, last_id)
-        if problem is not None:
-            log.warning("%s is not used (%s); making the index again", path, problem)
-            path.unlink()
-            return cls(dimensions)
-        return index
-
-    def _load(self, path: Path, store_id: str, last_id: int) -> str | None:
-        """Read the file; what is wrong with it, or None."""
-        faiss = _faiss()
-
-        trailer = _read_trailer(path)
-        if trailer is None:
-            return "it is cut short or its checksum does not match"
-        if trailer["format"] != _FORMAT or trailer["kind"] != self.kind:
-            return "it has another format"
-        if trailer["store_id"] != store_id or trailer["dimensions"] != self.dimensions:
-            return "it belongs to another store"
-        if trailer["last_id"] > last_id:
-            return "it is newer than the database"
-        try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as problem:  # what FAISS raises for a version that it cannot read
-            return str(problem).splitlines()[0]
-        self.is_saved = True
+    def place(self, vectors: Matrix) -> Ids | None:
         return None
 
+    def add(self, ids: Ids, vectors: Matrix, places: Ids | None = None) -> None:
+        if len(ids):
+            self.library.add_with_ids(vectors, ids)
 
-def unit_vectors(vectors: Sequence[Sequence[float]], dimensions: int) -> Matrix:
+    def remove(self, ids: Ids) -> None:
+        if len(ids):
+            self.library.remove_ids(ids)
+
+    def search(self, unit: Matrix, k: int, allowed: Allowed | None = None) -> Found:
+        faiss = faiss_library()
+
+        selector = selector_of(allowed)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+        with threads(1):
+            scores, ids = self.library.search(unit.reshape(1, -1), k, params=parameters)
+        return pairs(ids, scores)
+
+    def sees_few(self, allowed: Allowed) -> bool:
+        return False
+
+
+class ListIndex:
+    """Vectors in 16 bits, in lists by their nearest centre, of which a search looks at `probes`.
+
+    Sixteen bits change a cosine by 0.00002 and halve both the memory and what a search reads.
+    """
+
+    kind = "ivf"
+
+    def __init__(self, library: Any, *, probes: int, recall: Recall, trained_on: int) -> None:
+        self.library = library
+        self.dimensions = int(library.d)
+        self.lists = int(library.nlist)
+        self.probes = probes
+        self.recall = recall
+        self.trained_on = trained_on
+
+    @classmethod
+    def around(cls, centres: Matrix, *, trained_on: int) -> ListIndex:
+        """An empty index with a list for each of the centres `(n, dimensions)`."""
+        faiss = faiss_library()
+
+        lists, dimensions = centres.shape
+        nearest_centre = faiss.IndexFlatIP(dimensions)
+        nearest_centre.add(centres)
+        library = faiss.IndexIVFScalarQuantizer(
+            nearest_centre,
+            dimensions,
+            lists,
+            faiss.ScalarQuantizer.QT_fp16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,  # whole vectors, not what is left of them beside the centre
+        )
+        library.train(centres)  # sixteen-bit numbers need none; this marks the index as trained
+        library.set_direct_map_type(faiss.DirectMap.Hashtable)  # so that a removal is no search
+        return cls(library, probes=1, recall=EXACT, trained_on=trained_on)
+
+    def __len__(self) -> int:
+        return int(self.library.ntotal)
+
+    @property
+    def ids(self) -> Ids:
+        faiss = faiss_library()
+
+        lists = self.library.invlists
+        parts: list[Ids] = []
+        for number in range(self.lists):
+            size = lists.list_size(number)
+            if size:
+                parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
+        return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+
+    @property
+    def size_bytes(self) -> int:
+        centres = 4 * self.dimensions * self.lists
+        return centres + len(self) * (2 * self.dimensions + _ID_BYTES + _MAP_ENTRY_BYTES)
+
+    def place(self, vectors: Matrix) -> Ids | None:
+        _, places = self.library.quantizer.search(vectors, 1)
+        return places.ravel()
+
+    def add(self, ids: Ids, vectors: Matrix, places: Ids | None = None) -> None:
+        faiss = faiss_library()
+
+        if not len(ids):
+            return
+        if places is None:
+            places = self.place(vectors)
+        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+        pointer = faiss.swig_ptr
+        self.library.add_core(len(ids), pointer(matrix), pointer(ids), pointer(places))
+
+    def remove(self, ids: Ids) -> None:
+        faiss = faiss_library()
+
+        if len(ids):
+            self.library.remove_ids(faiss.IDSelectorArray(len(ids), faiss.swig_ptr(ids)))
+
+    def search(self, unit: Matrix, k: int, allowed: Allowed | None = None) -> Found:
+        if allowed is None:
+            return self._search(unit, k, self.probes, None)
+        # A filter that lets through one in ten is as if ten times as many neighbours were asked
+        # for: they lie in about ten times as many lists.
+        share = allowed.count / max(len(self), 1)
+        probes = min(self.lists, math.ceil(self.probes / max(share, 1e-9)))
+        found = self._search(unit, k, probes, allowed)
+        if len(found) < min(k, allowed.count) and probes < self.lists:
+            return self._search(unit, k, self.lists, allowed)
+        return found
+
+    def _search(self, unit: Matrix, k: int, probes: int, allowed: Allowed | None) -> Found:
+        faiss = faiss_library()
+
+        parameters = faiss.SearchParametersIVF(sel=selector_of(allowed), nprobe=probes)
+        with threads(1):
+            scores, ids = self.library.search(unit.reshape(1, -1), k, params=parameters)
+        return pairs(ids, scores)
+
+    def sees_few(self, allowed: Allowed) -> bool:
+        # A search tests every id, 3 ns each; a vector read from the database costs 2 us.
+        return allowed.count * _READ_COSTS_TESTS < len(self)
+
+
+_READ_COSTS_TESTS = 700
+
+
+def selector_of(allowed: Allowed | None) -> Any:
+    """FAISS's form of a set, which shares its bits; None for None."""
+    faiss = faiss_library()
+
+    if allowed is None:
+        return None
+    bits = allowed.bits
+    selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    selector.bits_kept = bits  # as long as the selector is
+    return selector
+
+
+def pairs(ids: Ids, scores: Matrix) -> Found:
+    """One query's result as pairs; FAISS fills up with -1."""
+    found = zip(ids[0].tolist(), scores[0].tolist(), strict=True)
+    return [(note, score) for note, score in found if note >= 0]
+
+
+def nearest_of(ids: Ids, vectors: Matrix, unit: Matrix, k: int) -> Found:
+    """The k nearest of a few vectors, exactly; equally near ones by id."""
+    scores = vectors @ unit.ravel()
+    order = np.lexsort((ids, -scores))[:k]
+    return [(int(ids[place]), float(scores[place])) for place in order]
+
+
+def unit_vectors(vectors: Sequence[Sequence[float]] | Matrix, dimensions: int) -> Matrix:
     """Vectors as a matrix `(len(vectors), dimensions)` of unit rows.
 
     Raises: ValueError that says what is wrong: another dimension, not finite, or all zero.
@@ -183,51 +279,3 @@ def unit_vectors(vectors: Sequence[Sequence[float]], dimensions: int) -> Matrix:
         raise ValueError("a vector is all zeros and has no direction")
     matrix = matrix / largest  # so that squares of huge or tiny values stay in range
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _faiss() -> Any:
-    """The library, loaded when first used; its stubs do not know what its Python layer adds."""
-    import faiss
-
-    return faiss
-
-
-def _new_index(dimensions: int) -> Any:
-    faiss = _faiss()
-
-    return faiss.IndexIDMap2(faiss.IndexFlatIP(dimensions))
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Search on the calling thread alone.
-
-    A scan of 10,000 vectors takes 0.3 ms there. FAISS's thread team ends each scan at a barrier,
-    and while a model decodes on all cores that barrier waits for them: 24 to 56 ms, measured.
-    """
-    faiss = _faiss()
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-
-
-def _read_trailer(path: Path) -> dict[str, Any] | None:
-    """What the file says about itself; None unless all of it is as it was written."""
-    before_tail = path.stat().st_size - _TAIL.size
-    if before_tail < 0:
-        return None
-    digest = blake2b(digest_size=_DIGEST_BYTES)
-    with path.open("rb") as file:
-        left = before_tail
-        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
-            digest.update(chunk)
-            left -= len(chunk)
-        trailer_bytes, expected, magic = _TAIL.unpack(file.read(_TAIL.size))
-        if magic != _MAGIC or digest.digest() != expected:
-            return None
-        file.seek(before_tail - trailer_bytes)
-        return json.loads(file.read(trailer_bytes))

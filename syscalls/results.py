@@ -88,9 +88,7 @@ class Tokens(Value):
 
 # --- context --------------------------------------------------------------------------------------
 
-SegmentKind = Literal[
-    "system", "core", "pinned", "dialogue", "tool_result", "recalled", "summary"
-]
+SegmentKind = Literal["system", "core", "pinned", "dialogue", "tool_result", "recalled", "summary"]
 
 
 ContextPolicy = Literal["default", "window", "drop_results", "page_out", "summary"]
@@ -307,10 +305,20 @@ class NamespaceStat(Value):
 
 
 class MemoryInfo(Value):
+    """What the store holds in what the caller may read, and its sizes as a whole.
+
+    `index` is `flat` (exact) or `ivf` (lists by nearness). `index_recall` is the share of the true
+    ten nearest that it found for `recall_sample` of the vectors when it was built; a flat index
+    finds all. `is_building` tells that a better index is being built, while the old one is used.
+    """
+
     items: int
     dimensions: int
     index: str
     index_bytes: int
+    index_recall: float = 1.0
+    recall_sample: int = 0
+    is_building: bool = False
     database_bytes: int
     namespaces: tuple[NamespaceStat, ...]
 

@@ -7,31 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from llmos.drivers.contract import Allocation, CrossEncoderInfo, EmbeddingInfo
 from llmos.kernel.settings import EmbeddingSetting, RerankerSetting
 from llmos.memory.store import Store
 from llmos.memory.vector_cache import key_of
-from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.calls import Note
 
 
 def no_model() -> Any:
     raise AssertionError("nothing is embedded here")
 
 
-def test_a_store_that_another_kernel_has_open_is_a_storage_error(
-    boot_kernel: Any, tmp_path: Path
-) -> None:
+def test_a_store_that_another_kernel_has_open_is_shared(boot_kernel: Any, tmp_path: Path) -> None:
     async def scenario() -> None:
         embedding = EmbeddingSetting(name="none", dimensions=8, open=no_model)
         async with boot_kernel(embedding=embedding) as kernel:
             other = Store(tmp_path / "memory", dimensions=8)
-            with pytest.raises(SyscallError, match="process") as refusal:
-                await kernel.os.memory_stat()
-            assert refusal.value.code == "storage"
-            other.close()
             assert (await kernel.os.memory_stat()).items == 0
+            other.remember("any", [Note(text="from the other")], [[1.0] * 8])
+            assert (await kernel.os.memory_stat()).items == 1
+            other.close()
+            assert (await kernel.os.memory_stat()).items == 1
 
     asyncio.run(scenario())
 

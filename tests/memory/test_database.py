@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmos.memory.database import Database
-from llmos.memory.folder import FolderLock
+from llmos.memory.folder import FileLock
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import ConfigError, KernelPanic, SyscallError
@@ -39,24 +39,20 @@ def refused(folder: Path, dimensions: int = 4) -> str:
     return str(caught.value)
 
 
-def test_a_second_kernel_is_refused_with_the_holder_named(folder: Path) -> None:
-    store = Store(folder, dimensions=4)
-    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
-        Store(folder, dimensions=4)
-    store.close()
-    Store(folder, dimensions=4).close()
-
-
 def test_a_refused_open_lets_the_next_one_in(folder: Path) -> None:
     refused(folder, dimensions=5)
     Store(folder, dimensions=4).close()
 
 
-def test_a_lock_is_released_once(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
+def test_a_lock_is_one_holders_and_released_once(tmp_path: Path) -> None:
+    lock = FileLock.take(tmp_path / "lock")
+    assert lock is not None
+    assert FileLock.take(tmp_path / "lock") is None
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        FileLock.wait(tmp_path / "lock", wait_s=0.0)
     lock.release()
     lock.release()
-    FolderLock(tmp_path).release()
+    FileLock.wait(tmp_path / "lock", wait_s=0.0).release()
 
 
 def test_a_store_of_a_newer_version_is_refused_untouched(folder: Path) -> None:

@@ -338,8 +338,8 @@ def test_searching_by_meaning_needs_a_right_vector(store: Store) -> None:
         assert caught.value.fields == {"field": "vector"}
 
 
-def test_a_failure_in_the_index_undoes_the_transaction(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def test_an_index_without_room_loses_nothing_and_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(store, "before")
 
@@ -347,12 +347,12 @@ def test_a_failure_in_the_index_undoes_the_transaction(
         raise MemoryError("no room for the vector")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._index, "add", fail)
-        with pytest.raises(MemoryError):
-            put(store, "lost", 1.0)
-    assert texts(find(store)) == ["before"]
-    put(store, "after", 1.0)
-    assert texts(find(store)) == ["before", "after"]
+        patch.setattr(store._nearest.index, "add", fail)
+        put(store, "kept", 1.0)
+    assert "behind" in caplog.text
+    assert texts(find(store)) == ["before", "kept"]
+    put(store, "after", 1.5)
+    assert texts(find(store)) == ["before", "kept", "after"]
 
 
 def test_a_closed_store_says_so_and_closes_twice(store: Store) -> None:
@@ -444,7 +444,7 @@ def test_threads_lose_nothing_and_find_their_own(store: Store) -> None:
             done.result()
     counts = {stat.namespace: stat.items for stat in store.stat().namespaces}
     assert counts == {f"w{worker}": 25 for worker in range(8)}
-    assert len(store._index) == 200
+    assert len(store._nearest.index) == 200
 
 
 # --- properties ---

@@ -172,7 +172,7 @@ def check(writer: Writer, folder: Path) -> None:
         present = texts.intersection(texts_of(batch))
         assert len(present) in (0, len(texts_of(batch))), f"batch {batch} is torn"
     assert (
-        store._index.ids.tolist()
+        store._nearest.index.ids.tolist()
         == sorted(stored)
         == rows.all_ids(store._database.connection).tolist()
     )

@@ -60,7 +60,7 @@ def fill(store: Store) -> tuple[int, SyscallError]:
 
 
 def assert_whole(store: Store, batches: int) -> None:
-    assert store.stat().items == len(store._index) == 10 * batches
+    assert store.stat().items == len(store._nearest.index) == 10 * batches
     hits = store.retrieve(Query(text="kernel", k=1000, mode="lexical", namespaces=["a"])).hits
     assert len(hits) == 10 * batches
     sql = store._database.connection

@@ -1,0 +1,76 @@
+"""One commit for all who write at the same moment.
+
+A commit waits for the disk, so writers that come while one is under way share the next: the first
+of them to get the lock runs everybody's work in one transaction. What one of them raises undoes its
+own work alone, by a savepoint; what the commit raises is raised to all of it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, TypeVar, cast
+
+from llmos.memory.database import Database
+
+R = TypeVar("R")
+
+
+class _Work:
+    """What one writer wants done, and what came of it."""
+
+    def __init__(self, write: Callable[[sqlite3.Connection], Any]) -> None:
+        self.write = write
+        self.is_done = False
+        self.value: Any = None
+        self.problem: BaseException | None = None
+
+
+class GroupCommit:
+    """The one way to write to a database; any thread may call it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[_Work] = []
+        self._list = Lock()
+        self._writing = Lock()
+
+    def run(self, write: Callable[[sqlite3.Connection], R]) -> R:
+        """What `write` returns, once all that it did is on the disk. Raises: what it raises, having
+        changed nothing."""
+        own = _Work(write)
+        with self._list:
+            self._waiting.append(own)
+        with self._writing:
+            if not own.is_done:
+                with self._list:
+                    together, self._waiting = self._waiting, []
+                self._commit(together)
+        if own.problem is not None:
+            raise own.problem
+        return cast("R", own.value)
+
+    def _commit(self, together: list[_Work]) -> None:
+        try:
+            with self._database.transaction() as sql:
+                for one in together:
+                    _apply(sql, one)
+        except BaseException as problem:  # noqa: BLE001 - each of them raises it
+            for one in together:
+                one.problem = one.problem or problem
+        finally:
+            for one in together:
+                one.is_done = True
+
+
+def _apply(sql: sqlite3.Connection, one: _Work) -> None:
+    sql.execute("SAVEPOINT one")
+    try:
+        one.value = one.write(sql)
+    except BaseException as problem:
+        one.problem = problem
+        if not sql.in_transaction:  # a full disk undoes all, and nobody's work is left
+            raise
+        sql.execute("ROLLBACK TO one")
+    sql.execute("RELEASE one")
