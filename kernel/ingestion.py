@@ -15,6 +15,7 @@ from llmos.kernel.embedder import Embedder
 from llmos.kernel.files import FileSystem
 from llmos.kernel.library import Library
 from llmos.kernel.process import Process
+from llmos.memory.ingest.counting import WordCounter
 from llmos.memory.ingest.ingest import CHUNK_TOKENS, Ingestion, Progress, Recipe
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
@@ -44,14 +45,15 @@ class Ingestions:
         paths = [self._files.readable_path(process, path) for path in call.paths]
         store = await self._library.opened()
         embedder = await self._devices.embedder()
+        count = WordCounter(embedder.driver.count)
         stop = Event()
         ingestion = Ingestion(
             store,
             call.namespace or process.namespace,
             embed=_from_thread(embedder),
-            count=embedder.driver.count,
+            count=count,
             recipe=Recipe(
-                chunk_tokens=_chunk_tokens(call, embedder),
+                chunk_tokens=_chunk_tokens(call, embedder.model.max_tokens - count.around),
                 encoding=call.encoding,
                 max_file_bytes=call.max_file_bytes,
             ),
@@ -70,9 +72,8 @@ class Ingestions:
             raise
 
 
-def _chunk_tokens(call: calls.Ingest, embedder: Embedder) -> int:
-    """A chunk's most tokens: within the window of the model, which would not see the rest."""
-    window = embedder.model.max_tokens
+def _chunk_tokens(call: calls.Ingest, window: int) -> int:
+    """A chunk's most tokens: within what the embedding model sees, which is blind to the rest."""
     if call.chunk_tokens is None:
         return min(CHUNK_TOKENS, window)
     if call.chunk_tokens > window:
