@@ -69,6 +69,11 @@ class Pace:
                 high = middle
         return low
 
+    def prompt_within(self, seconds: float, *, batch_tokens: int = 512) -> int:
+        """The most prompt tokens that are computed from nothing in a time."""
+        whole, rest_s = divmod(seconds, self.pass_s(batch_tokens))
+        return int(whole) * batch_tokens + self.rows_within(rest_s, most=batch_tokens)
+
     def copy_s(self, tokens: int) -> float:
         """Seconds to save or to restore the KV of so many tokens."""
         return self._copy_token_s * tokens

@@ -55,14 +55,16 @@ class Residency:
         self._pace = pace or Pace()
         self._tiers = tiers or Tiers(host_bytes=share_of_memory())
         self._can_save = info.abilities.can_save
+        self._whole_only = not info.abilities.can_trim
         self._kv = KVSpace(
             sequences=info.sequences,
             context_tokens=info.context_tokens,
             shared_cells=info.kv_cells,
             can_fork=info.abilities.can_fork,
+            whole_only=self._whole_only,
             returns=self._tiers.returns,
         )
-        self._tiers.recompute_s = self._recompute_s
+        self._tiers.recompute_s, self._tiers.whole_only = self._recompute_s, self._whole_only
         if self._can_save:
             self._open_tiers()
 
@@ -96,13 +98,13 @@ class Residency:
         self._kv.append(sequence, tokens)
 
     def swap_out(self, generation: Generation) -> None:
-        """Take a generation's sequence; its KV moves to host memory where the driver can.
+        """Take a generation's sequence; its KV moves to host memory where that pays.
 
         Raises: DeviceError, fatal, when the driver cannot go on.
         """
         assert generation.sequence is not None
         owner, tokens = _owner(generation), generation.known(0, generation.fed)
-        if self._tiers.wants(owner, tokens, lost_tokens=len(tokens)):
+        if self._is_worth_saving(owner, tokens, lost_tokens=len(tokens)):
             state = self._save(generation.sequence)
             if state is not None:
                 self._tiers.stow(owner, tokens, state, awaited_by=generation.entry.key)
@@ -163,6 +165,8 @@ class Residency:
     def _prepare(self, generation: Generation, grant: Grant, found: Found | None) -> None:
         """Bring the driver to what the grant says, and the generation's own state with it."""
         driver, sequence, reused = self._driver, grant.sequence, grant.reused_tokens
+        # Taken before the others are kept: they may push what was found out of host memory.
+        state = self._tiers.take(found) if found is not None and reused == 0 else None
         for idle in grant.lost:
             self._keep(idle)
         for freed in grant.freed:
@@ -171,8 +175,8 @@ class Residency:
             driver.fork(grant.source, sequence, reused)
         elif driver.length(sequence) > reused:
             self._trim(sequence, reused)
-        if reused == 0 and found is not None:
-            reused = self._restore(found, sequence)
+        if found is not None and state is not None:
+            reused = self._restore(found, state, sequence)
             self._kv.restored(sequence, generation.known(0, reused))
         adapter = generation.order.adapter
         if adapter is not None:  # it was attached, but perhaps before a reopen
@@ -187,11 +191,8 @@ class Residency:
         )
         generation.fed = reused
 
-    def _restore(self, found: Found, sequence: SequenceId) -> int:
-        """Fill an empty sequence from a saved one; how many tokens it then holds."""
-        state = self._tiers.take(found)
-        if state is None:
-            return 0
+    def _restore(self, found: Found, state: bytes, sequence: SequenceId) -> int:
+        """Fill an empty sequence from a saved one's state; how many tokens it then holds."""
         started = time.perf_counter()
         try:
             self._driver.restore(state, sequence)
@@ -227,13 +228,17 @@ class Residency:
 
     def _keep(self, idle: Idle) -> None:
         """Save an idle sequence before it goes, where that is cheaper than computing it again."""
-        copying_s = 2 * self._pace.copy_s(len(idle.tokens))
-        if self._recompute_s(idle.lost_tokens) <= copying_s:
-            return
-        if self._tiers.wants(idle.owner, idle.tokens, lost_tokens=idle.lost_tokens):
+        if self._is_worth_saving(idle.owner, idle.tokens, lost_tokens=idle.lost_tokens):
             state = self._save(idle.sequence)
             if state is not None:
                 self._tiers.stow(idle.owner, idle.tokens, state, used_s=idle.used_s)
+
+    def _is_worth_saving(self, owner: Owner, tokens: Sequence[int], *, lost_tokens: int) -> bool:
+        """Whether copying a sequence out and in is cheaper than computing what would be lost."""
+        copying_s = 2 * self._pace.copy_s(len(tokens))
+        return self._recompute_s(lost_tokens) > copying_s and self._tiers.wants(
+            owner, tokens, lost_tokens=lost_tokens
+        )
 
     def _save(self, sequence: SequenceId) -> bytes | None:
         """A sequence's state; None where the driver cannot: it is computed again then."""
@@ -250,13 +255,18 @@ class Residency:
         return state
 
     def _persist(self, idle: Idle, until_s: float) -> None:
-        """Write an idle sequence; of one whose domain ends with this kernel, the public tokens."""
+        """Write an idle sequence; of one whose domain ends with this kernel, the public tokens.
+
+        Those are not to be had where a sequence cannot be cut.
+        """
         tokens = idle.tokens
         if is_passing(idle.owner.domain):
             tokens = tokens[: idle.owner.public_tokens]
         if len(tokens) < WORTH_KEEPING_TOKENS or time.monotonic() >= until_s:
             return
         if len(tokens) < len(idle.tokens):
+            if self._whole_only:
+                return
             self._driver.trim(idle.sequence, len(tokens))
         owner = idle.owner._replace(
             domain="" if is_passing(idle.owner.domain) else idle.owner.domain
@@ -278,7 +288,7 @@ class Residency:
     def _restore_tokens(self, found: Found) -> int:
         """How many tokens would be computed in the time that restoring takes."""
         seconds = self._pace.copy_s(len(found.stowed.tokens)) + self._tiers.fetch_s(found)
-        return self._pace.rows_within(seconds, most=self._driver.info.batch_tokens)
+        return self._pace.prompt_within(seconds, batch_tokens=self._driver.info.batch_tokens)
 
 
 def shareable_tokens(one: Order, other: Order) -> int:

@@ -73,8 +73,9 @@ class KVSpace:
     `shared_cells` is the size in tokens of one buffer that all sequences draw from and in which
     forks share (llama.cpp's unified KV); None: each sequence has `context_tokens` of its own and a
     fork copies. A prefix shorter than `fork_min_tokens` is computed rather than forked: all chat
-    prompts open with the same few tokens, which are not worth a copy. Without `returns` time is
-    counted in uses, and nobody is known to come back.
+    prompts open with the same few tokens, which are not worth a copy. `whole_only`: sequences
+    cannot be cut (recurrent state), so that one serves only prompts that begin with all of it.
+    Without `returns` time is counted in uses, and nobody is known to come back.
     Raises: ConfigError when one full sequence does not fit into the shared buffer.
     """
 
@@ -86,6 +87,7 @@ class KVSpace:
         shared_cells: int | None = None,
         fork_min_tokens: int = 8,
         can_fork: bool = True,
+        whole_only: bool = False,
         returns: Returns | None = None,
     ) -> None:
         self.sequences = sequences
@@ -93,6 +95,7 @@ class KVSpace:
         self._shared_cells = shared_cells
         self._fork_min_tokens = fork_min_tokens
         self._can_fork = can_fork
+        self._whole_only = whole_only
         self._shared_tokens = 0
         self._uses = 0
         self._returns = returns or Returns(lambda: float(self._uses))
@@ -140,8 +143,7 @@ class KVSpace:
             )
         prompt = marked(tokens, owner)
         limit = min(len(prompt) + reserve, self.context_tokens)
-        tree = self._trees.get(owner.adapter)
-        match = tree.match(prompt, len(prompt) - 1) if tree else Match(0, frozenset())
+        match = self._match(self._trees.get(owner.adapter), prompt)
         choice = self._choose(match)
         if choice is None:
             return None
@@ -185,9 +187,7 @@ class KVSpace:
         held = self._active(sequence)
         if keep:
             self._returns.went(held.owner.program)
-        is_cached = any(
-            not self._held[other].is_active for other in self._tree(sequence).holders(sequence)
-        )
+        is_cached = any(not self._held[other].is_active for other in self._stand_ins(sequence))
         if not keep or is_cached or self.length(sequence) == 0:
             self._forget(sequence)
             return False
@@ -199,15 +199,18 @@ class KVSpace:
         """Forget what nobody can ask for any more, because the domain has ended.
 
         Of its idle sequences only public beginnings stay that no other sequence holds, and are
-        everybody's from now on. Returns to how many tokens the driver must trim each.
+        everybody's from now on; under `whole_only`, those that are the whole of a sequence. Returns
+        to how many tokens the driver must trim each.
         """
         trimmed: list[tuple[SequenceId, int]] = []
         for sequence, held in sorted(self._held.items()):
             if held.is_active or held.owner.domain != domain:
                 continue
-            public = min(held.owner.public_tokens, self.length(sequence))
-            held_elsewhere = self.length(sequence) - self._tree(sequence).only_here(sequence)
-            if public <= max(held_elsewhere, self._fork_min_tokens):
+            length = self.length(sequence)
+            public = min(held.owner.public_tokens, length)
+            held_elsewhere = length - self._lost(sequence)
+            can_stay = public == length or not self._whole_only
+            if not can_stay or public <= max(held_elsewhere, self._fork_min_tokens):
                 self._forget(sequence)
                 public = 0
             else:
@@ -285,6 +288,21 @@ class KVSpace:
             raise KernelPanic("more tokens are used than there are")
 
     # --- choosing ---
+
+    def _match(self, tree: RadixTree | None, prompt: list[int]) -> Match:
+        """What a prompt could start from, its last token left to be fed."""
+        if tree is None:
+            return Match(0, frozenset())
+        look = tree.match_whole if self._whole_only else tree.match
+        return look(prompt, len(prompt) - 1)
+
+    def _stand_ins(self, sequence: SequenceId) -> frozenset[SequenceId]:
+        """The sequences, this one included, that serve every prompt that this one does."""
+        tree = self._tree(sequence)
+        holders = tree.holders(sequence)
+        if not self._whole_only:
+            return holders
+        return frozenset(s for s in holders if tree.length(s) == tree.length(sequence))
 
     def _choose(self, match: Match) -> Grant | None:
         """A lossless takeover, else a free sequence, else the idle one that is worth least."""
@@ -367,8 +385,10 @@ class KVSpace:
 
     def _lost(self, sequence: SequenceId, kept_tokens: int = 0) -> int:
         """Tokens that no sequence holds any more once this one is cut to `kept_tokens`."""
-        only_here = self._tree(sequence).only_here(sequence)
-        return min(only_here, self.length(sequence) - kept_tokens)
+        given_up = self.length(sequence) - kept_tokens
+        if self._whole_only:
+            return given_up  # of another that begins like it nothing can be had
+        return min(given_up, self._tree(sequence).only_here(sequence))
 
     def _eviction_order(self, sequence: SequenceId, lost_tokens: int) -> tuple[float, int]:
         held = self._held[sequence]

@@ -43,6 +43,13 @@ class Index:
         tree = self._trees.get(owner.adapter)
         return tree.match(marked(tokens, owner), limit_tokens) if tree else Match(0, frozenset())
 
+    def match_whole(self, owner: Owner, tokens: Sequence[int], limit_tokens: int) -> Match:
+        """As `match`, but of runs that these tokens begin with as a whole."""
+        tree = self._trees.get(owner.adapter)
+        if tree is None:
+            return Match(0, frozenset())
+        return tree.match_whole(marked(tokens, owner), limit_tokens)
+
     def holders(self, owner: Owner, tokens: Sequence[int]) -> frozenset[int]:
         """The runs that begin with all of these tokens."""
         match = self.match(owner, tokens, len(tokens))

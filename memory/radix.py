@@ -117,6 +117,12 @@ class RadixTree:
                 break
         return Match(matched, frozenset(node.holders) if matched else frozenset())
 
+    def match_whole(self, tokens: list[int], limit_tokens: int) -> Match:
+        """The longest sequences that are as a whole a prefix of `tokens`, and at most so long."""
+        found = self.within(tokens[:limit_tokens])
+        longest = max((self._lengths[sequence] for sequence in found), default=0)
+        return Match(longest, frozenset(s for s in found if self._lengths[s] == longest))
+
     def add(self, sequence: SequenceId) -> None:
         """Put an empty sequence into the tree."""
         self._root.holders.add(sequence)

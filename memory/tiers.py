@@ -6,7 +6,8 @@ is what is worth least a byte: the seconds it would take to compute again, by th
 somebody is expected back for it. From host memory it goes to disk, from disk it is dropped.
 
 States are whole sequences: two that share a prefix hold it twice, and are accounted so. A state
-that is the beginning of a newer one is dropped for it.
+that is the beginning of a newer one is dropped for it. A device that cannot cut what it restores
+(`whole_only`) finds only states that a prompt begins with as a whole.
 
 Knows states as opaque bytes and refuses to know drivers. One thread uses it (the device's engine
 thread); files are written on a thread of its own, so that the device never waits for a disk.
@@ -82,9 +83,11 @@ class Tiers:
         root: Path | None = None,
         now: Callable[[], float] = time.monotonic,
         recompute_s: Callable[[int], float] = lambda tokens: tokens / 1000,
+        whole_only: bool = False,
     ) -> None:
         self.returns = Returns(now)
         self.recompute_s = recompute_s
+        self.whole_only = whole_only
         self._budget_bytes = host_bytes
         self._disk_budget_bytes = disk_bytes if root is not None else 0
         self._root = root
@@ -97,7 +100,9 @@ class Tiers:
     def open(self, fingerprint: str) -> None:
         """Make ready for a device's states; those of another kind are forgotten.
 
-        States of the same kind outlive the device: a device that was reopened finds them.
+        States of the same kind outlive the device: a device that was reopened finds them. Files
+        that a kernel could not delete when it was killed, because their domain ended with it, are
+        deleted here.
         """
         if fingerprint == self._fingerprint:
             return
@@ -111,6 +116,9 @@ class Tiers:
         self._disk = Disk(folder)
         now, wall = self.returns.now(), time.time()
         for file in folder.scan():
+            if is_passing(file.owner.domain):
+                folder.delete(file)
+                continue
             used_s = now - max(0.0, wall - file.used_at)
             self._add(
                 replace(_new(next(self._numbers), file.owner, file.tokens, used_s), file=file)
@@ -156,7 +164,8 @@ class Tiers:
     def find(self, owner: Owner, tokens: Sequence[int], limit_tokens: int) -> Found | None:
         """The saved sequence with the longest prefix of these tokens, at most `limit_tokens`."""
         self._collect()
-        match = self._index.match(owner, tokens, limit_tokens)
+        look = self._index.match_whole if self.whole_only else self._index.match
+        match = look(owner, tokens, limit_tokens)
         if match.tokens < WORTH_KEEPING_TOKENS:
             return None
         holders = [self._stowed[number] for number in match.holders]
@@ -164,12 +173,15 @@ class Tiers:
         return Found(best, match.tokens)
 
     def take(self, found: Found) -> bytes | None:
-        """The state of a saved sequence; None, after a warning, when its file is damaged.
+        """The state of a saved sequence; None when it has gone since it was found.
 
-        One that is taken as a whole moves to the device: its owner goes on from there, and leaves a
-        longer one. Its file stays, until a longer one takes its place.
+        None too, after a warning, when its file is damaged. One that is taken as a whole moves to
+        the device: its owner goes on from there, and leaves a longer one. Its file stays, until a
+        longer one takes its place.
         """
         stowed = found.stowed
+        if stowed.number not in self._stowed:
+            return None  # what came since was worth more
         state = stowed.state
         if state is None:
             assert self._disk is not None and stowed.file is not None
@@ -284,8 +296,9 @@ class Tiers:
         if stowed.awaited_by is not None:
             return _Worth(float("inf"), stowed.used_s)
         number = stowed.number
-        is_in = number in self._index
-        tokens = self._index.only_here(number) if is_in else len(stowed.tokens)
+        # What another begins with too is there only for a device that can cut the other.
+        can_share = number in self._index and not self.whole_only
+        tokens = self._index.only_here(number) if can_share else len(stowed.tokens)
         size = _state_bytes(stowed) or _file_bytes(stowed)
         remaining_s = self.returns.remaining_s(stowed.owner.program, since_s=stowed.used_s)
         spared_s = self.recompute_s(tokens) * stowed.owner.weight
@@ -370,8 +383,9 @@ class Tiers:
     # --- the table ---
 
     def _holders(self, owner: Owner, tokens: Sequence[int]) -> list[Stowed]:
-        """The saved sequences that begin with all of these tokens."""
-        return [self._stowed[number] for number in self._index.holders(owner, tokens)]
+        """The saved sequences that begin with all of these tokens, and can be cut to them."""
+        holders = [self._stowed[number] for number in self._index.holders(owner, tokens)]
+        return [s for s in holders if not self.whole_only or len(s.tokens) == len(tokens)]
 
     def _supersede(self, newer: Stowed) -> None:
         """Drop what is the beginning of a newer state, unless somebody waits for just that."""

@@ -74,6 +74,14 @@ def test_a_clock_that_stands_still_is_survived() -> None:
     assert 0.0 < pace.pass_s(1) <= pace.pass_s(4) < 1e-3
 
 
+@given(tokens=st.integers(0, 3000), batch_tokens=st.sampled_from([1, 32, 512]))
+def test_what_is_computed_within_a_time_takes_that_time(tokens: int, batch_tokens: int) -> None:
+    pace = Pace({1: 0.01, 64: 0.3, 512: 2.1})
+    seconds = pace.prompt_s(tokens, batch_tokens=batch_tokens)
+    within = pace.prompt_within(seconds * (1 + 1e-9) + 1e-9, batch_tokens=batch_tokens)
+    assert within == tokens
+
+
 def test_the_copy_rate_is_learned() -> None:
     pace = Pace()
     for _ in range(60):

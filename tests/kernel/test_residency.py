@@ -37,18 +37,30 @@ class Bench:
         home: Path | None = None,
         abilities: Abilities | None = None,
         name: str = "scripted",
+        batch_tokens: int = 512,
     ) -> None:
         self.now_s = 0.0
+        self.pace = Pace(SLOW)
         self.tiers = Tiers(
             host_bytes=host_bytes, disk_bytes=disk_bytes, root=home, now=lambda: self.now_s
         )
-        spec = ModelSpec(name, Path(name), sequences=sequences, context_tokens=400)
+        spec = ModelSpec(
+            name,
+            Path(name),
+            sequences=sequences,
+            context_tokens=400,
+            batch_tokens=batch_tokens,
+        )
         self.driver = Scripted(spec, abilities=abilities)
         self.residency = self.reside()
         self.keys = 0
 
     def reside(self) -> Residency:
-        return Residency(self.driver, attach=lambda name: None, pace=Pace(SLOW), tiers=self.tiers)
+        return Residency(self.driver, attach=lambda name: None, pace=self.pace, tiers=self.tiers)
+
+    def make_copying_dear(self) -> None:
+        """From now on a copy takes longer than computing."""
+        self.pace.observe_copy(tokens=1, seconds=10.0)
 
     def ask(self, text: str, **order: Any) -> Generation:
         self.keys += 1
@@ -70,12 +82,14 @@ class Bench:
         """Feed a placed generation until it has sampled so many tokens."""
         sequence = generation.sequence
         assert sequence is not None
-        for _ in range(steps):
-            tokens = generation.known(generation.fed, generation.length)
-            (sampled,) = self.driver.step([Feed(sequence, tokens, sample=True)])
+        goal = len(generation.output) + steps
+        while len(generation.output) < goal:
+            end = min(generation.length, generation.fed + self.driver.info.batch_tokens)
+            tokens = generation.known(generation.fed, end)
+            sampled = self.driver.step([Feed(sequence, tokens, sample=end == generation.length)])
             self.residency.record(sequence, tokens)
-            generation.fed += len(tokens)
-            generation.output.append(sampled.token)
+            generation.fed = end
+            generation.output.extend(one.token for one in sampled)
             assert self.driver.length(sequence) == generation.fed
 
     def run(self, text: str, **order: Any) -> tuple[int, list[int]]:
@@ -107,6 +121,47 @@ def test_what_the_device_had_no_room_for_comes_back_from_host_memory() -> None:
     reused, said = bench.run(story("amber") + "!")
     assert reused == 60
     assert said == alone(story("amber") + "!")
+
+
+def test_agents_that_return_to_a_full_host_memory_change_places_with_those_that_are_cached() -> (
+    None
+):
+    bench = Bench(sequences=1, host_bytes=300)
+    texts = [story(word) for word in ("amber", "river", "stone")]
+    for _ in range(3):
+        texts = [text + bytes(bench.run(text)[1]).decode("latin-1") + "!" for text in texts]
+    for at in (0, 2, 1, 2, 0):
+        _, said = bench.run(texts[at])
+        assert said == alone(texts[at])
+        texts[at] += bytes(said).decode("latin-1") + "!"
+
+
+def test_what_was_found_comes_back_although_its_place_is_needed_for_what_goes() -> None:
+    bench = Bench(sequences=1, host_bytes=300)
+    said = {word: bench.run(story(word))[1] for word in ("amber", "river")}
+    next_turn = story("amber") + bytes(said["amber"]).decode() + "!"
+    assert bench.run(next_turn) == (63, alone(next_turn))
+
+
+def test_a_state_that_is_slower_to_restore_than_to_compute_is_left_where_it_is() -> None:
+    bench = Bench(sequences=1, batch_tokens=32)
+    bench.run(story("amber"))
+    bench.run(story("river"))
+    bench.make_copying_dear()
+    assert bench.run(story("amber") + "!") == (0, alone(story("amber") + "!"))
+
+
+def test_a_preempted_generation_that_is_cheaper_to_compute_again_is_not_saved() -> None:
+    bench = Bench(sequences=1)
+    generation = bench.ask(story("amber"))
+    assert bench.residency.place(generation)
+    bench.feed(generation, steps=3)
+    bench.make_copying_dear()
+    bench.residency.swap_out(generation)
+    assert bench.residency.holdings().swapped_bytes == 0
+    assert bench.residency.place(generation)
+    bench.feed(generation, steps=1)
+    assert generation.output == alone(story("amber"))
 
 
 def test_a_shared_beginning_of_a_longer_saved_sequence_is_used() -> None:
@@ -317,17 +372,77 @@ def test_what_two_orders_can_share(
     assert shareable_tokens(one.order, other.order) == expected
 
 
+# A model with recurrent state keeps a sequence as a whole or not at all.
+WHOLE = Abilities(can_trim=False)
+
+
+def test_where_nothing_can_be_cut_a_common_beginning_is_computed_again() -> None:
+    bench = Bench(sequences=2, abilities=WHOLE)
+    bench.run(story("amber") + story("river"))
+    other = story("amber") + story("stone")
+    assert bench.run(other) == (0, alone(other))
+    bench.run(story("lantern"))
+    assert bench.run(story("amber") + "!") == (0, alone(story("amber") + "!"))
+
+
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_where_nothing_can_be_cut_the_next_turn_goes_on_from_the_last(sequences: int) -> None:
+    bench = Bench(sequences=sequences, abilities=WHOLE)
+    text = story("amber")
+    for _ in range(3):
+        held = len(text) + 3
+        text += bytes(bench.run(text)[1]).decode() + "!"
+        bench.run(story("river"))
+        assert bench.run(text) == (held, alone(text))
+
+
+def test_where_nothing_can_be_cut_a_domain_leaves_only_what_is_public_as_a_whole() -> None:
+    bench = Bench(sequences=4, abilities=WHOLE)
+    text = story("rules", 50) + story("secret")
+    bench.run(text, domain="a", public_tokens=50)
+    bench.run(story("river"), domain="a", public_tokens=400)
+    bench.residency.end_domain("a")
+    assert bench.residency.holdings().kv_tokens == 63
+    assert bench.run(text + "!", domain="b", public_tokens=50) == (0, alone(text + "!"))
+
+
+def test_where_nothing_can_be_cut_a_private_sequence_is_not_written_for_its_public_beginning(
+    tmp_path: Path,
+) -> None:
+    first = Bench(home=tmp_path, disk_bytes=10**6, abilities=WHOLE)
+    first.run(story("rules") + story("secret"), domain="~boot-2", public_tokens=60)
+    first.run(story("river"), domain="~boot-2", public_tokens=400)
+    first.residency.close()
+    (file,) = tmp_path.rglob("*.kv")
+    assert "river".encode("utf-16-le") in file.read_bytes()
+
+
 WORDS = st.sampled_from(["amber", "river", "stone"])
 TEXTS = st.lists(WORDS, min_size=1, max_size=4).map(lambda words: "".join(map(story, words)))
 
 
 @given(
-    texts=st.lists(st.tuples(TEXTS, st.sampled_from(["", "a", "b"]), st.integers(0, 70))),
+    texts=st.lists(
+        st.tuples(
+            TEXTS, st.sampled_from(["", "a", "b"]), st.integers(0, 70), st.sampled_from([0, 0, 1])
+        )
+    ),
     host_bytes=st.sampled_from([0, 300, 10_000]),
+    sequences=st.integers(1, 2),
+    can_trim=st.booleans(),
 )
 def test_no_text_depends_on_what_ran_before(
-    texts: Sequence[tuple[str, str, int]], host_bytes: int
+    texts: Sequence[tuple[str, str, int, int]], host_bytes: int, sequences: int, can_trim: bool
 ) -> None:
-    bench = Bench(sequences=2, host_bytes=host_bytes)
-    for text, domain, public in texts:
-        assert bench.run(text, domain=domain, public_tokens=public)[1] == alone(text)
+    bench = Bench(
+        sequences=sequences, host_bytes=host_bytes, abilities=Abilities(can_trim=can_trim)
+    )
+    for text, domain, public, further_turns in texts:
+        said = bench.run(text, domain=domain, public_tokens=public)[1]
+        assert said == alone(text)
+        for _ in range(further_turns):
+            text += bytes(said).decode() + "!"
+            said = bench.run(text, domain=domain, public_tokens=public)[1]
+            assert said == alone(text)
+        if domain and further_turns:
+            bench.residency.end_domain(domain)

@@ -78,6 +78,39 @@ def test_a_prefix_too_short_to_be_worth_a_fork_is_computed() -> None:
     assert kv.shared_tokens == 0
 
 
+def test_where_nothing_can_be_cut_only_a_whole_sequence_serves_a_prompt() -> None:
+    kv = space(sequences=3, whole_only=True)
+    first = run(kv, [1, 2, 3, 4])
+    assert run(kv, [1, 2, 3, 9]).reused_tokens == 0
+    assert run(kv, [1, 2, 3, 4]).reused_tokens == 0
+    assert moves(kv.acquire([1, 2, 3, 4, 5])) == Grant(first.sequence, 4, None, ())
+
+
+def test_where_nothing_can_be_cut_a_running_sequence_is_forked_as_a_whole() -> None:
+    kv = space(whole_only=True)
+    running = begin(kv, [1, 2, 3])
+    assert begin(kv, [1, 2, 3, 4]) == Grant(1, 3, running.sequence, ())
+    assert begin(kv, [1, 2, 9]).reused_tokens == 0
+
+
+def test_where_nothing_can_be_cut_a_longer_sequence_does_not_stand_for_its_beginning() -> None:
+    kv = space(sequences=2, whole_only=True)
+    run(kv, [1, 2, 3, 4])
+    run(kv, [1, 2])
+    assert (kv.cached_sequences, kv.used_tokens) == (2, 6)
+    lost = begin(kv, [7, 8, 9]).lost
+    assert [idle.lost_tokens for idle in lost] == [2]
+
+
+def test_where_nothing_can_be_cut_a_domain_leaves_what_is_public_as_a_whole() -> None:
+    kv = space(sequences=3, whole_only=True)
+    run(kv, [1, 2, 3, 4], Owner(domain="bob", public_tokens=3))
+    run(kv, [5, 6, 7], Owner(domain="bob", public_tokens=3))
+    assert kv.end_domain("bob") == [(0, 0), (1, 3)]
+    kv.check()
+    assert run(kv, [5, 6, 7, 8]).reused_tokens == 3
+
+
 def test_adapters_and_domains_never_share() -> None:
     kv = space(sequences=3)
     run(kv, [1, 2, 3])
@@ -231,6 +264,7 @@ class KVMachine(RuleBasedStateMachine):
     """Random generations. `held` mirrors what the driver would hold."""
 
     shared_cells: int | None = None
+    whole_only = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,6 +274,7 @@ class KVMachine(RuleBasedStateMachine):
             context_tokens=16,
             fork_min_tokens=1,
             shared_cells=self.shared_cells,
+            whole_only=self.whole_only,
             returns=Returns(lambda: self.now_s),
         )
         self.held: dict[int, Holding] = {}
@@ -261,7 +296,7 @@ class KVMachine(RuleBasedStateMachine):
             assert self.shared_cells or len(self.active()) == 4
             return
         best = max(
-            (lent(held, owner, tokens[:-1]) for held in self.held.values()),
+            (self.lent(held, owner, tokens[:-1]) for held in self.held.values()),
             default=0,
         )
         assert grant.reused_tokens == (best if best >= elsewhere else 0)
@@ -277,7 +312,7 @@ class KVMachine(RuleBasedStateMachine):
         if start in self.held:
             source = self.held[start]
             assert (grant.source is None) == (not source.is_active and start == grant.sequence)
-            assert lent(source, owner, tokens[:-1]) >= grant.reused_tokens
+            assert self.lent(source, owner, tokens[:-1]) >= grant.reused_tokens
             kept = source.tokens[: grant.reused_tokens]
             cells = source.cells[: grant.reused_tokens]
         assert kept == tokens[: grant.reused_tokens] and len(kept) == grant.reused_tokens
@@ -293,9 +328,19 @@ class KVMachine(RuleBasedStateMachine):
 
     def nothing_is_lost_unsaid(self, before: dict[int, Holding], lost: set[int]) -> None:
         """Every prefix that was held still is, or was in a sequence that is said to be lost."""
-        now = {prefix for held in self.held.values() for prefix in prefixes(held)}
-        now |= {prefix for sequence in lost for prefix in prefixes(before[sequence])}
-        assert now >= {prefix for held in before.values() for prefix in prefixes(held)}
+        now = {prefix for held in self.held.values() for prefix in self.usable(held)}
+        now |= {prefix for sequence in lost for prefix in self.usable(before[sequence])}
+        assert now >= {prefix for held in before.values() for prefix in self.usable(held)}
+
+    def usable(self, held: Holding) -> list[tuple[object, ...]]:
+        """The prefixes of a sequence that can be had of it."""
+        return prefixes(held)[-1:] if self.whole_only else prefixes(held)
+
+    def lent(self, held: Holding, owner: Owner, tokens: list[int]) -> int:
+        """How long a prefix of these tokens a sequence lends to an owner."""
+        asked = prefixes(Holding(owner, tokens, [], True))
+        shared = [len(prefix) - 3 for prefix in asked if prefix in self.usable(held)]
+        return max(shared, default=0)
 
     def feed(self, sequence: int, tokens: list[int]) -> None:
         self.kv.append(sequence, tokens)
@@ -331,7 +376,7 @@ class KVMachine(RuleBasedStateMachine):
         sequence = self.pick(data)
         held = self.held.pop(sequence)
         is_cached = any(
-            not other.is_active and set(prefixes(held)) <= set(prefixes(other))
+            not other.is_active and set(self.usable(held)) <= set(self.usable(other))
             for other in self.held.values()
         )
         kept = self.kv.release(sequence, keep=keep)
@@ -341,18 +386,19 @@ class KVMachine(RuleBasedStateMachine):
 
     @rule()
     def end_domain(self) -> None:
-        public = {p for h in self.held.values() for p in prefixes(h) if p[1] == ""}
+        public = {p for h in self.held.values() for p in self.usable(h) if p[1] == ""}
         for sequence, tokens in self.kv.end_domain("d"):
             held = self.held.pop(sequence)
             assert held.owner.domain == "d" and not held.is_active
             assert tokens <= held.owner.public_tokens
+            assert not self.whole_only or tokens in (0, len(held.tokens))
             if tokens:
                 owner = Owner(held.owner.adapter)
                 self.held[sequence] = Holding(
                     owner, held.tokens[:tokens], held.cells[:tokens], False
                 )
         assert all(h.is_active for h in self.held.values() if h.owner.domain == "d")
-        left = {p for h in self.held.values() for p in prefixes(h) if p[1] == ""}
+        left = {p for h in self.held.values() for p in self.usable(h) if p[1] == ""}
         assert all(len(prefix) - 3 <= 1 for prefix in public - left)
 
     @rule()
@@ -381,6 +427,14 @@ class SharedCellsMachine(KVMachine):
     shared_cells = 24
 
 
+class WholeOnlyMachine(KVMachine):
+    whole_only = True
+
+
+class WholeOnlySharedCellsMachine(WholeOnlyMachine):
+    shared_cells = 24
+
+
 def prefixes(held: Holding) -> list[tuple[object, ...]]:
     """Every prefix of a sequence, with whom it is for."""
     owner = held.owner
@@ -396,13 +450,11 @@ def prefixes(held: Holding) -> list[tuple[object, ...]]:
     ]
 
 
-def lent(held: Holding, owner: Owner, tokens: list[int]) -> int:
-    """How long a prefix of these tokens a sequence lends to an owner."""
-    asked = prefixes(Holding(owner, tokens, [], True))
-    return sum(prefix in prefixes(held) for prefix in asked)
-
-
 TestKV = KVMachine.TestCase
 TestKV.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestSharedCells = SharedCellsMachine.TestCase
 TestSharedCells.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWholeOnly = WholeOnlyMachine.TestCase
+TestWholeOnly.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestWholeOnlySharedCells = WholeOnlySharedCellsMachine.TestCase
+TestWholeOnlySharedCells.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -33,6 +33,15 @@ def test_a_match_ends_inside_a_run_and_names_every_holder() -> None:
     assert tree.match([7], 1) == (0, frozenset())
 
 
+def test_a_whole_match_is_the_longest_sequence_that_the_tokens_begin_with() -> None:
+    tree = tree_of(s0=[1, 2, 3, 4], s1=[1, 2], s2=[1], s3=[1, 2])
+    assert tree.match_whole([1, 2, 3, 7], 4) == (2, {1, 3})
+    assert tree.match_whole([1, 2, 3, 4], 4) == (4, {0})
+    assert tree.match_whole([1, 2, 3, 4], 3) == (2, {1, 3})
+    assert tree.match_whole([1, 2, 3, 4], 1) == (1, {2})
+    assert tree.match_whole([7], 1) == (0, frozenset())
+
+
 def test_sequences_that_grow_in_step_stay_in_one_run() -> None:
     tree = tree_of(s0=[1, 2], s1=[1, 2])
     for token in range(100):

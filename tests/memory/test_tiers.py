@@ -22,7 +22,14 @@ MODEL = "0123456789abcdef"
 class Bench:
     """Tiers whose states are as many bytes as they have tokens."""
 
-    def __init__(self, root: Path | None = None, *, host: int = 1000, disk: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        host: int = 1000,
+        disk: int = 0,
+        whole_only: bool = False,
+    ) -> None:
         self.now_s = 0.0
         self.tiers = Tiers(
             host_bytes=host,
@@ -30,6 +37,7 @@ class Bench:
             root=root,
             now=lambda: self.now_s,
             recompute_s=lambda tokens: tokens / 100,
+            whole_only=whole_only,
         )
         self.tiers.open(MODEL)
 
@@ -79,6 +87,45 @@ def test_who_goes_on_from_all_of_it_takes_it_with_him() -> None:
     bench.stow(text(1))
     assert bench.take([*text(1), 5]) == bytes(100)
     assert bench.tiers.host_bytes == 0
+
+
+@pytest.mark.parametrize("disk", [0, 10**6])
+def test_what_has_gone_since_it_was_found_is_not_there_to_take(tmp_path: Path, disk: int) -> None:
+    bench = Bench(tmp_path, host=100, disk=disk)
+    bench.stow(text(1))
+    found = bench.tiers.find(EVERYBODY, text(1), 100)
+    assert found is not None
+    bench.stow(text(2))
+    if disk:
+        bench.settle()
+        assert bench.tiers.take(found) == bytes(100)
+        bench.tiers.refuse(found)
+    assert bench.tiers.take(found) is None
+    bench.tiers.refuse(found)
+    bench.tiers.check()
+
+
+def test_where_nothing_can_be_cut_only_a_whole_state_is_found() -> None:
+    bench = Bench(whole_only=True)
+    bench.stow([*text(1, 50), *text(2, 50)])
+    assert bench.found(text(1)) == 0
+    assert bench.tiers.wants(EVERYBODY, text(1, 50), lost_tokens=50)
+    bench.stow(text(1, 50))
+    assert not bench.tiers.wants(EVERYBODY, text(1, 50), lost_tokens=50)
+    assert bench.found([*text(1, 50), *text(2, 49)]) == 50
+    assert bench.found([*text(1, 50), *text(2, 60)]) == 100
+    assert bench.found(text(1, 49)) == 0
+
+
+def test_where_nothing_can_be_cut_a_common_beginning_makes_no_state_worth_less() -> None:
+    bench = Bench(host=300, whole_only=True)
+    bench.stow(text(4))
+    bench.stow([*text(1, 90), *text(2, 10)])
+    bench.stow([*text(1, 90), *text(3, 10)])
+    bench.now_s += 60
+    bench.stow(text(5))
+    assert [bench.found([*text(1, 90), *text(end, 10)]) for end in (2, 3)] == [100, 100]
+    assert bench.found(text(4)) == 0
 
 
 def test_domains_have_only_the_public_beginning_in_common() -> None:
@@ -206,6 +253,21 @@ def test_a_domain_that_ends_with_the_kernel_leaves_no_file(tmp_path: Path) -> No
     assert list((tmp_path / MODEL).iterdir()) == []
 
 
+def test_files_of_domains_that_ended_with_a_killed_kernel_are_deleted(tmp_path: Path) -> None:
+    killed = Bench(tmp_path, host=250, disk=10**6)
+    mine = Owner(domain=passing_domain("boot-1"), public_tokens=50)
+    killed.stow(text(1), mine)
+    killed.stow(text(2))
+    killed.stow(text(3))
+    killed.stow(text(4))
+    killed.settle()
+    assert len(list((tmp_path / MODEL).glob("*.kv"))) == 2
+    bench = Bench(tmp_path, disk=10**6)
+    bench.tiers.check()
+    assert [bench.found(text(1), mine), bench.found(text(2))] == [0, 100]
+    assert len(list((tmp_path / MODEL).glob("*.kv"))) == 1
+
+
 def test_the_end_of_a_domain_frees_what_it_left(tmp_path: Path) -> None:
     bench = Bench(tmp_path, host=150, disk=10**6)
     mine = Owner(domain=passing_domain("boot-1"))
@@ -243,11 +305,17 @@ RUNS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(
 class TiersMachine(RuleBasedStateMachine):
     """Random stows and takes; `states` are all that were ever given, by what they hold."""
 
+    whole_only = False
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = TemporaryDirectory()
-        self.bench = Bench(Path(self.folder.name), host=200, disk=300_000)
+        self.bench = self.started()
         self.states: dict[bytes, list[int]] = {}
+
+    def started(self) -> Bench:
+        root = Path(self.folder.name)
+        return Bench(root, host=200, disk=300_000, whole_only=self.whole_only)
 
     def teardown(self) -> None:
         self.bench.tiers.close()
@@ -269,7 +337,38 @@ class TiersMachine(RuleBasedStateMachine):
             return
         state = self.bench.tiers.take(found)
         assert state is not None
-        assert self.states[state][: found.tokens] == marked(tokens, owner)[: found.tokens]
+        self.is_what_was_asked_for(state, found, marked(tokens, owner))
+
+    def is_what_was_asked_for(self, state: bytes, found: Found, asked: list[int]) -> None:
+        assert self.states[state][: found.tokens] == asked[: found.tokens]
+        if self.whole_only:
+            assert found.tokens == len(self.states[state])
+
+    @rule(
+        tokens=RUNS,
+        owner=OWNERS,
+        others=st.lists(st.tuples(RUNS, OWNERS), min_size=1, max_size=4),
+        settles=st.booleans(),
+    )
+    def take_after_others_came(
+        self,
+        tokens: list[int],
+        owner: Owner,
+        others: list[tuple[list[int], Owner]],
+        settles: bool,
+    ) -> None:
+        found = self.bench.tiers.find(owner, tokens, len(tokens))
+        if found is None:
+            return
+        for other, of_other in others:
+            self.stow(other, of_other, None, 0)
+        if settles:
+            self.bench.settle()
+        state = self.bench.tiers.take(found)
+        if state is not None:
+            self.is_what_was_asked_for(state, found, marked(tokens, owner))
+        self.bench.tiers.refuse(found)
+        assert self.bench.tiers.take(found) is None
 
     @rule(tokens=RUNS, owner=OWNERS)
     def refuse(self, tokens: list[int], owner: Owner) -> None:
@@ -291,6 +390,16 @@ class TiersMachine(RuleBasedStateMachine):
         assert self.bench.tiers.host_bytes == 0
         self.bench.tiers.open(MODEL)
 
+    @rule()
+    def is_killed(self) -> None:
+        self.bench.settle()
+        disk = self.bench.tiers._disk  # pyright: ignore[reportPrivateUsage]
+        assert disk is not None
+        disk.stop()
+        self.bench = self.started()
+        names = Path(self.folder.name).rglob("*.kv")
+        assert not any(b"~e" in path.read_bytes() for path in names)
+
     @invariant()
     def agrees(self) -> None:
         self.bench.tiers.check()
@@ -299,5 +408,11 @@ class TiersMachine(RuleBasedStateMachine):
         assert self.bench.tiers.disk_bytes <= on_disk <= 300_000
 
 
+class WholeTiersMachine(TiersMachine):
+    whole_only = True
+
+
 TestTiers = TiersMachine.TestCase
 TestTiers.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestWholeTiers = WholeTiersMachine.TestCase
+TestWholeTiers.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
