@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmos.agents.handle import OS
 from llmos.drivers.contract import Abilities, Feed, ModelSpec
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.clock import RealClock
@@ -41,6 +43,9 @@ class Device:
 
     def __init__(self, abilities: Abilities | None = None) -> None:
         self.feeds: list[Feed] = []
+        self.batches: list[Sequence[Feed]] = []
+        self.gate = threading.Event()  # closed, it holds the next step
+        self.gate.set()
         self._abilities = abilities
 
     def setting(self) -> ModelSetting:
@@ -52,7 +57,9 @@ class Device:
         return Scripted(spec, script=script, on_step=self._see, abilities=self._abilities)
 
     def _see(self, feeds: Sequence[Feed]) -> None:
+        self.gate.wait()
         self.feeds += feeds
+        self.batches.append(list(feeds))
 
 
 def generate(boot_kernel: Any, device: Device, limits: Limits, *calls: Generate) -> list[Generated]:
@@ -62,6 +69,24 @@ def generate(boot_kernel: Any, device: Device, limits: Limits, *calls: Generate)
             return list(await asyncio.gather(*map(kernel.os.call, calls)))
 
     return asyncio.run(run())
+
+
+def copy_at_once(boot_kernel: Any, device: Device, *, nices: Sequence[int]) -> None:
+    """Copy the list in several processes that share steps from the second one on."""
+
+    async def copy(os: OS) -> str:
+        return (await os.call(CALLS[0])).text
+
+    async def run() -> None:
+        device.gate.clear()
+        async with boot_kernel(models={"scripted": device.setting()}, clock=Frozen()) as kernel:
+            pids = [await kernel.os.spawn(copy, nice=nice) for nice in nices]
+            while any(kernel.table.get(pid).state != "waiting_device" for pid in pids):
+                await asyncio.to_thread(lambda: None)
+            device.gate.set()
+            assert await kernel.os.results(pids) == [LIST] * len(pids)
+
+    asyncio.run(run())
 
 
 def asking(text: str, **options: Any) -> Generate:
@@ -90,6 +115,30 @@ def test_a_device_that_cannot_verify_is_given_no_guesses(boot_kernel: Any) -> No
     (found,) = generate(boot_kernel, device, Limits(), CALLS[0])
     assert found.text == LIST
     assert not any(feed.draft for feed in device.feeds)
+
+
+def test_drafts_of_several_sequences_have_lengths_in_common(boot_kernel: Any) -> None:
+    alone, together = Device(), Device()
+    generate(boot_kernel, alone, Limits(), CALLS[0])
+    copy_at_once(boot_kernel, together, nices=(0, 0, 0))
+    decoding = [
+        batch
+        for batch in together.batches
+        if len(batch) > 1 and all(len(feed.tokens) == 1 for feed in batch)
+    ]
+    lengths = {len(feed.draft) for batch in decoding for feed in batch}
+    assert any(lengths)
+    assert lengths <= {15, 7, 3, 0}
+    # Alone there is no other length to agree with.
+    assert {len(feed.draft) for feed in alone.feeds} - {15, 7, 3, 0}
+
+
+def test_no_step_beside_an_urgent_process_carries_guesses(boot_kernel: Any) -> None:
+    device = Device()
+    copy_at_once(boot_kernel, device, nices=(0, -5))
+    beside = [batch for batch in device.batches if len(batch) > 1]
+    assert beside
+    assert not any(feed.draft for batch in beside for feed in batch)
 
 
 @pytest.mark.parametrize("most", [1, 5, 20])
