@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from llmos.memory.filters import Filter
 
-    # networkx carries no types of nodes and edge data.
-    Graph = nx.MultiDiGraph  # pyright: ignore[reportMissingTypeArgument, reportUnknownVariableType]
+    Graph = nx.MultiDiGraph[str]
 
 
 class Edge(NamedTuple):
@@ -140,7 +139,7 @@ def touching(
         f" WHERE edges.note IN ({either}) AND {condition} ORDER BY edges.note LIMIT ?",
         (spaces, names, spaces, names, *parameters, limit),
     )
-    return [Edge(*row[:4], tuple(json.loads(row[4])), *row[5:]) for row in rows]
+    return [Edge._make((*row[:4], tuple(json.loads(row[4])), *row[5:])) for row in rows]
 
 
 def walk(

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float32]
 
 SQLITE_INTEGER = range(-(2**63), 2**63)
+_ROWS_A_STATEMENT = 500  # SQLite allows 32,766 parameters
 _FEW = 32  # so many ids are bound one by one, more as one JSON list
 
 
@@ -63,21 +65,6 @@ class NoteRow(NamedTuple):
 _COLUMNS = ", ".join(f"notes.{name}" for name in NoteRow._fields)
 
 
-class Edge(NamedTuple):
-    """What a semantic note says, and when it was so."""
-
-    note: int
-    namespace: str
-    subject: str
-    relation: str
-    object: str
-    is_single: bool
-    created_at: float
-    valid_from: float | None
-    valid_to: float | None
-    superseded_by: int | None
-
-
 def prepare(namespace: str, note: Note) -> Row:
     """Check a note and write it as it is stored.
 
@@ -88,7 +75,12 @@ def prepare(namespace: str, note: Note) -> Row:
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
     metadata, facts = entries(note.metadata)
-    identity = [checked_namespace(namespace), note.source, note.text, metadata]
+    identity: list[JsonValue] = [
+        checked_namespace(namespace),
+        note.source,
+        note.text,
+        metadata,
+    ]
     if note.kind != "episodic":
         identity.append(note.kind)  # version 1, which knew one kind, has digests without it
     if note.fact is not None:
@@ -97,55 +89,91 @@ def prepare(namespace: str, note: Note) -> Row:
     return Row(note, metadata, facts, digest)
 
 
+class New(NamedTuple):
+    """A note that is not there yet, with the id that it will have, and its vector."""
+
+    id: int
+    row: Row
+    vector: bytes
+
+
+def next_id(sql: sqlite3.Connection) -> int:
+    """The id that the next note will have, in the caller's transaction."""
+    found = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'notes'").fetchone()
+    return found[0] + 1 if found else 1
+
+
 def insert(
     sql: sqlite3.Connection,
     namespace: str,
-    row: Row,
-    vector: bytes,
+    new: Sequence[New],
     now: float,
     *,
     owner: str | None = None,
-) -> int:
-    """Insert a note that is not there yet; its id."""
-    note = row.note
-    cursor = sql.execute(
-        "INSERT INTO notes (namespace, owner, text, metadata, source, position, kind, created_at,"
-        " expires_at, valid_from, importance, parent, digest)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+) -> None:
+    """Insert notes, many with one statement.
+
+    FTS5 writes out what it has gathered at each statement's end, which takes most of the time that
+    an insertion of one takes.
+    """
+    notes = [
         (
+            one.id,
             namespace,
             owner,
-            note.text,
-            row.metadata,
-            note.source,
-            note.position,
-            note.kind,
+            one.row.note.text,
+            one.row.metadata,
+            one.row.note.source,
+            one.row.note.position,
+            one.row.note.kind,
             now,
-            note.expires_at,
+            one.row.note.expires_at,
             # A fact is so since it is told, unless it says since when.
-            now if note.fact is not None and note.valid_from is None else note.valid_from,
-            note.importance,
-            note.parent,
-            row.digest,
-        ),
-    )
-    inserted = cursor.lastrowid
-    assert inserted is not None  # an INSERT has just succeeded
-    sql.execute("INSERT INTO vectors (note, vector) VALUES (?, ?)", (inserted, vector))
-    if row.facts:
-        sql.executemany(
-            "INSERT INTO facts (note, key, value) VALUES (?, ?, ?)",
-            [(inserted, key, value) for key, value in row.facts],
+            now
+            if one.row.note.fact is not None and one.row.note.valid_from is None
+            else one.row.note.valid_from,
+            one.row.note.importance,
+            one.row.note.parent,
+            one.row.digest,
         )
-    return inserted
+        for one in new
+    ]
+    _insert_many(
+        sql,
+        "notes (id, namespace, owner, text, metadata, source, position, kind, created_at,"
+        " expires_at, valid_from, importance, parent, digest)",
+        notes,
+    )
+    _insert_many(sql, "vectors (note, vector)", [(one.id, one.vector) for one in new])
+    facts = [(one.id, key, value) for one in new for key, value in one.row.facts]
+    _insert_many(sql, "facts (note, key, value)", facts)
 
 
-def find_duplicate(sql: sqlite3.Connection, row: Row) -> int | None:
-    """The id of the current note that says the same."""
-    found = sql.execute(
-        "SELECT id FROM notes WHERE digest = ? AND superseded_by IS NULL", (row.digest,)
-    ).fetchone()
-    return None if found is None else found[0]
+def _insert_many(
+    sql: sqlite3.Connection, into: str, values: Sequence[tuple[JsonValue, ...]]
+) -> None:
+    for start in range(0, len(values), _ROWS_A_STATEMENT):
+        part = values[start : start + _ROWS_A_STATEMENT]
+        row = f"({', '.join('?' * len(part[0]))})"
+        sql.execute(
+            f"INSERT INTO {into} VALUES {', '.join([row] * len(part))}",
+            list(chain.from_iterable(part)),
+        )
+
+
+def find_duplicates(sql: sqlite3.Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
+    """The current notes that say the same, by digest."""
+    found: dict[bytes, int] = {}
+    for start in range(0, len(digests), _ROWS_A_STATEMENT):
+        part = digests[start : start + _ROWS_A_STATEMENT]
+        found.update(
+            sql.execute(
+                "SELECT digest, id FROM notes WHERE superseded_by IS NULL"
+                f" AND digest IN ({', '.join('?' * len(part))})",
+                part,
+            ).fetchall()
+        )
+    return found
 
 
 def select_ids(sql: sqlite3.Connection, chosen: Filter) -> Ids:
@@ -174,7 +202,7 @@ def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:
     rows = sql.execute(f"SELECT {_COLUMNS} FROM notes WHERE id IN {among}", parameters)
     found = {row[0]: row for row in rows}
     return {
-        item: NoteRow(*row[:4], json.loads(row[4]), *row[5:])
+        item: NoteRow._make((*row[:4], json.loads(row[4]), *row[5:]))
         for item in ids
         if (row := found.get(item)) is not None
     }
@@ -190,18 +218,6 @@ def neighbours(sql: sqlite3.Connection, note: int, n: int) -> list[int]:
         (n, n, note),
     )
     return [beside for (beside,) in rows]
-
-
-def edges(sql: sqlite3.Connection, chosen: Filter) -> list[Edge]:
-    """The facts of the notes that pass a filter, oldest first."""
-    condition, parameters = chosen.sql()
-    rows = sql.execute(
-        "SELECT notes.id, edges.namespace, subject, relation, object, is_single, created_at,"
-        " valid_from, valid_to, superseded_by FROM edges JOIN notes ON notes.id = edges.note"
-        f" WHERE {condition} ORDER BY notes.id",
-        parameters,
-    )
-    return [Edge(*row[:5], bool(row[5]), *row[6:]) for row in rows]
 
 
 def delete(sql: sqlite3.Connection, ids: Ids) -> None:

@@ -100,7 +100,7 @@ def recency(age_s: float, half_life_s: float) -> float:
 class Chosen(NamedTuple):
     """A candidate's place in a diverse selection; `likeness` is its cosine to the likest before."""
 
-    index: int
+    place: int
     score: float
     likeness: float
 

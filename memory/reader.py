@@ -14,7 +14,7 @@ import numpy as np
 
 from llmos.memory import notes as rows
 from llmos.memory.filters import Filter
-from llmos.memory.notes import Edge, NoteRow
+from llmos.memory.notes import NoteRow
 
 if TYPE_CHECKING:
     from llmos.memory.notes import Matrix
@@ -63,10 +63,3 @@ class Reader:
     def neighbours(self, note: int, n: int) -> list[int]:
         """The notes of the same namespace and source up to n positions before and after."""
         return rows.neighbours(self.sql, note, n)
-
-    def edges(
-        self, namespaces: Sequence[str], at: float | None = None, *, with_history: bool = False
-    ) -> list[Edge]:
-        """The facts of some namespaces that were so at a time (None: now), oldest first."""
-        chosen = Filter(namespaces, self.now, at=at, with_history=with_history)
-        return rows.edges(self.sql, chosen)

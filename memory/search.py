@@ -153,7 +153,7 @@ def _unlike(reader: Reader, found: list[_Candidate], query: Query) -> list[_Cand
     vectors = reader.vectors([one.note for one in found])
     chosen = diverse([one.score for one in found], vectors, query.k, diversity=query.diversity)
     return [
-        found[one.index].rated(one.score, relevance=found[one.index].score, likeness=one.likeness)
+        found[one.place].rated(one.score, relevance=found[one.place].score, likeness=one.likeness)
         for one in chosen
     ]
 

@@ -116,8 +116,8 @@ def test_a_diverse_selection_keeps_the_best_first_and_repeats_nothing(
     relevance: list[float], seed: int, k: int, diversity: float
 ) -> None:
     chosen = diverse(relevance, _units(seed, len(relevance)), k, diversity=diversity)
-    assert relevance[chosen[0].index] == max(relevance)
-    assert len({one.index for one in chosen}) == len(chosen) == min(k, len(relevance))
+    assert relevance[chosen[0].place] == max(relevance)
+    assert len({one.place for one in chosen}) == len(chosen) == min(k, len(relevance))
     scores = [one.score for one in chosen]
     assert all(a >= b - 1e-6 for a, b in itertools.pairwise(scores))
 
@@ -127,14 +127,14 @@ def test_without_diversity_the_order_is_that_of_relevance(
     relevance: list[float], seed: int
 ) -> None:
     chosen = diverse(relevance, _units(seed, len(relevance)), 12, diversity=0.0)
-    picked = [relevance[one.index] for one in chosen]
+    picked = [relevance[one.place] for one in chosen]
     assert picked == pytest.approx(sorted(relevance, reverse=True))
 
 
 def test_a_repetition_gives_way_to_something_else() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     chosen = diverse([0.9, 0.89, 0.5], vectors, 2, diversity=0.6)
-    assert [one.index for one in chosen] == [0, 2]
+    assert [one.place for one in chosen] == [0, 2]
 
 
 def test_nothing_is_chosen_of_nothing() -> None:
