@@ -20,7 +20,8 @@ Reranker = Callable[[str, Sequence[str]], Sequence[float]]
 class Query:
     """The k best notes of some namespaces for a text.
 
-    `vector` is the text's embedding, which `lexical` does not need. `at` is the time whose facts
+    `vector` is the text's embedding, which `lexical` does not need, by the `model` of that text in
+    the store (None: not checked). `at` is the time whose facts
     are wanted, in seconds since the epoch: None is now. `recency_s` is the age in seconds at which
     a score has halved. `diversity` goes from 0 (by score alone) to 1.
     """
@@ -28,6 +29,7 @@ class Query:
     text: str
     namespaces: Sequence[str]
     vector: Sequence[float] | None = None
+    model: str | None = None
     k: int = 5
     mode: Mode = "hybrid"
     where: JsonObject = field(default_factory=dict[str, object])

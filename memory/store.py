@@ -41,8 +41,9 @@ from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
 from llmos.memory.usage import Usage
+from llmos.memory.vector_model import check_model
 from llmos.memory.vectors import unit_vectors
-from llmos.memory.writing import Entered, Near, enter, nearly_there
+from llmos.memory.writing import Entered, enter, nearly_there
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
@@ -105,32 +106,32 @@ class Store:
         *,
         owner: str | None = None,
         merge_above: float | None = None,
+        model: str | None = None,
     ) -> Remembered:
         """Store notes with one vector each; all or none.
 
         `ids` are in the notes' order; `writing.py` says when one is there already and gives its old
-        id. `owner` and `merge_above` are as in `calls.Remember`.
-        Raises: SyscallError("invalid") naming the field; SyscallError("storage").
+        id. `owner` and `merge_above` are as in `calls.Remember`. `model` is the text of the model
+        that made the vectors (None: not checked).
+        Raises: SyscallError("invalid") naming the field; SyscallError("storage"); ("busy") when the
+        store's model is another.
         """
         if len(notes) != len(vectors):
             raise SyscallError(
                 "invalid", f"{len(notes)} notes but {len(vectors)} vectors", field="vectors"
             )
         matrix = self._unit_vectors(vectors, field="vectors")
+        stored = matrix.astype("<f4", copy=False)
         prepared = [rows.prepare(namespace, note) for note in notes]
         with self.reading() as reader:
             now = reader.now
             near = nearly_there(reader, namespace, notes, matrix, merge_above=merge_above)
 
         def write(sql: sqlite3.Connection) -> list[Entered]:
+            check_model(sql, model)
             rows.delete(sql, rows.expired(sql, now))
-            entered: list[Entered] = []
-            for place, row in enumerate(prepared):
-                known = near.get(place, Near())
-                twin = known.note if known.place is None else entered[known.place].note
-                blob = matrix[place].astype("<f4").tobytes()
-                entered.append(enter(sql, namespace, row, blob, now, owner=owner, near=twin))
-            return entered
+            blobs = [row.tobytes() for row in stored]
+            return enter(sql, namespace, prepared, blobs, now, owner=owner, near=near)
 
         entered = self._write(write)
         return Remembered(
@@ -142,7 +143,8 @@ class Store:
     def retrieve(self, query: Query) -> Hits:
         """The k best live notes for a query; `search.py` says how they are ranked.
 
-        Raises: SyscallError("invalid") naming the field; SyscallError("storage").
+        Raises: SyscallError("invalid") naming the field; SyscallError("storage"); ("busy") when the
+        vector was another model's.
         """
         unit = None
         if query.mode != "lexical":
@@ -151,6 +153,7 @@ class Store:
             unit = self._unit_vectors([query.vector], field="vector")
         with self.reading() as reader:
             found = search(reader, query, unit, reader.now)
+            check_model(reader.sql, query.model)
         self._usage.add([hit.id for hit in found.hits], reader.now)
         if self._usage.is_full:
             self._write_usage()
@@ -345,6 +348,9 @@ class Store:
             yield self._clock()
 
     def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
+        if len(vectors) and len(vectors[0]) != self.dimensions:  # the model may have been changed
+            with self.reading() as reader:
+                self._nearest.catch_up(reader.sql)
         try:
             return unit_vectors(vectors, self.dimensions)
         except ValueError as problem:

@@ -11,14 +11,14 @@ Functions run inside their caller's transaction.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmos.memory import notes as rows
 from llmos.memory.duplicates import SEMANTIC_COSINE, says_the_same
 from llmos.memory.filters import Filter
 from llmos.memory.knowledge import find_told, tell
-from llmos.memory.notes import Row
+from llmos.memory.notes import New, Row
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 
@@ -102,20 +102,58 @@ def _told_before(
 def enter(
     sql: sqlite3.Connection,
     namespace: str,
-    row: Row,
-    vector: bytes,
+    prepared: Sequence[Row],
+    vectors: Sequence[bytes],
     now: float,
     *,
     owner: str | None = None,
-    near: int | None = None,
-) -> Entered:
-    """Store a note, unless it is there. `near` is one that says nearly the same, if it is still so.
+    near: Mapping[int, Near] | None = None,
+) -> list[Entered]:
+    """Store notes in their order, except those that are there. `near` has, by place, what says
+    nearly the same, if it is still so.
 
-    Raises: SyscallError("invalid") when its parent is no note of the namespace.
+    Notes without a fact or a parent wait to be inserted together, until one comes that may look
+    for them. Raises: SyscallError("invalid") when a parent is no note of the namespace.
     """
-    note = row.note
+    known = rows.find_duplicates(sql, [row.digest for row in prepared])
+    waiting: list[New] = []
+    entered: list[Entered] = []
+    next_id = rows.next_id(sql)
+    for place, row in enumerate(prepared):
+        new = New(next_id, row, vectors[place])
+        close = (near or {}).get(place)
+        is_plain = close is None and row.note.fact is None and row.note.parent is None
+        if is_plain and row.digest not in known:
+            known[row.digest] = next_id
+            waiting.append(new)
+            entered.append(Entered(next_id, is_new=True))
+            next_id += 1
+            continue
+        rows.insert(sql, namespace, waiting, now, owner=owner)
+        waiting = []
+        twin = None
+        if close is not None:
+            twin = close.note if close.place is None else entered[close.place].note
+        one = _enter_one(sql, namespace, new, now, owner=owner, near=twin)
+        if one.is_new:
+            next_id += 1
+        entered.append(one)
+    rows.insert(sql, namespace, waiting, now, owner=owner)
+    return entered
+
+
+def _enter_one(
+    sql: sqlite3.Connection,
+    namespace: str,
+    new: New,
+    now: float,
+    *,
+    owner: str | None,
+    near: int | None,
+) -> Entered:
+    note = new.row.note
     since = now if note.valid_from is None else note.valid_from
-    known = rows.find_duplicate(sql, row)
+    known = rows.find_duplicates(sql, [new.row.digest]).get(new.row.digest)
     if known is None and note.fact is not None:
         known = find_told(sql, namespace, note.fact, since, now)
     if known is None and near is not None:
@@ -125,10 +163,10 @@ def enter(
         return Entered(known, is_new=False)
     if note.parent is not None:
         _check_parent(sql, namespace, note.parent)
-    new = rows.insert(sql, namespace, row, vector, now, owner=owner)
+    rows.insert(sql, namespace, [new], now, owner=owner)
     if note.fact is None:
-        return Entered(new, is_new=True)
-    return Entered(new, True, tuple(tell(sql, new, namespace, note.fact, since)))
+        return Entered(new.id, is_new=True)
+    return Entered(new.id, True, tuple(tell(sql, new.id, namespace, note.fact, since)))
 
 
 def _still_there(sql: sqlite3.Connection, note: int, now: float) -> int | None:
