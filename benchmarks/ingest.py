@@ -35,6 +35,7 @@ from llmos.booting import settings_of
 from llmos.config import load_config
 from llmos.memory.ingest.counting import WordCounter
 from llmos.memory.ingest.ingest import Ingestion, Progress
+from llmos.memory.ingest.intake import Embedded
 from llmos.memory.store import Store
 from llmos.syscalls.results import Ingested
 
@@ -82,13 +83,13 @@ def change(files: Sequence[Path]) -> None:
             file.write(b"\n# One more line.\n")
 
 
-def hashed(texts: Sequence[str]) -> list[list[float]]:
+def hashed(texts: Sequence[str]) -> Embedded:
     """Vectors that cost next to nothing, the same for the same text."""
     vectors: list[list[float]] = []
     for text in texts:
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
         vectors.append(np.random.default_rng(seed).standard_normal(DIMENSIONS).tolist())
-    return vectors
+    return Embedded(vectors)
 
 
 def held_bytes(store: Store) -> int:

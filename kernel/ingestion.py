@@ -10,24 +10,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from threading import Event
 
-from llmos.kernel.devices import Devices
-from llmos.kernel.embedder import Embedder
 from llmos.kernel.files import FileSystem
 from llmos.kernel.library import Library
 from llmos.kernel.process import Process
 from llmos.memory.ingest.counting import WordCounter
 from llmos.memory.ingest.ingest import CHUNK_TOKENS, Ingestion, Progress, Recipe
+from llmos.memory.ingest.intake import Embed, Embedded
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Ingested
 
-Vectors = Sequence[Sequence[float]]
-
 
 class Ingestions:
-    def __init__(self, library: Library, devices: Devices, files: FileSystem) -> None:
+    def __init__(self, library: Library, files: FileSystem) -> None:
         self._library = library
-        self._devices = devices
         self._files = files
 
     async def ingest(
@@ -44,13 +40,13 @@ class Ingestions:
         """
         paths = [self._files.readable_path(process, path) for path in call.paths]
         store = await self._library.opened()
-        embedder = await self._devices.embedder()
+        embedder, _ = await self._library.embedder()
         count = WordCounter(embedder.driver.count)
         stop = Event()
         ingestion = Ingestion(
             store,
             call.namespace or process.namespace,
-            embed=_from_thread(embedder),
+            embed=embedding_from_thread(self._library),
             count=count,
             recipe=Recipe(
                 chunk_tokens=_chunk_tokens(call, embedder.model.max_tokens - count.around),
@@ -86,12 +82,12 @@ def _chunk_tokens(call: calls.Ingest, window: int) -> int:
     return call.chunk_tokens
 
 
-def _from_thread(embedder: Embedder) -> Callable[[Sequence[str]], Vectors]:
-    """Embedding, for a thread that is not the event loop's."""
+def embedding_from_thread(library: Library) -> Embed:
+    """Embedding by the store's own model, for a thread that is not the event loop's."""
     loop = asyncio.get_running_loop()
 
-    def embed(texts: Sequence[str]) -> Vectors:
-        work = embedder.embed(texts, role="document")
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+    async def embed(texts: Sequence[str]) -> Embedded:
+        embedder, model = await library.embedder()
+        return Embedded(await embedder.embed(texts, role="document"), model)
 
-    return embed
+    return lambda texts: asyncio.run_coroutine_threadsafe(embed(texts), loop).result()

@@ -33,6 +33,8 @@ from llmos.kernel.library import Library, open_store
 from llmos.kernel.lifecycle import Lifecycle, ProgramExit
 from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.kernel.programs import Programs
+from llmos.kernel.reembedding import PROGRAM as REEMBED
+from llmos.kernel.reembedding import Change, Reembedding
 from llmos.kernel.settings import Settings
 from llmos.kernel.streams import Console, Pipe
 from llmos.kernel.threads import settle
@@ -88,9 +90,12 @@ class Kernel:
         self.library = Library(
             self.devices,
             self._open_store,
+            reembedding=Reembedding(
+                self.devices, settings.embedding, start=lambda change: self._reembed(change)
+            ),
             rerank=None if settings.reranker is None else self.devices.rerank,
         )
-        self.ingestions = Ingestions(self.library, self.devices, self.files)
+        self.ingestions = Ingestions(self.library, self.files)
         self.contexts = Contexts(
             self.devices,
             self.library,
@@ -392,6 +397,22 @@ class Kernel:
             "consolidation",
             lambda handle: consolidation.run(handle),
             nice=LOWEST,
+        )
+
+    def _reembed(self, change: Change) -> Spawned:
+        """Start the process that makes the store's vectors anew; nobody waits for it."""
+
+        def prepare(process: Process) -> dict[str, Any]:
+            process.on_end = [lambda: self.lifecycle.reap_soon(process)]
+            return change.prepare(process)
+
+        return self._start(
+            self.init,
+            REEMBED,
+            change.run,
+            shown=(change.model.source,),
+            nice=LOWEST,
+            prepare=prepare,
         )
 
     def _open_store(self) -> Store:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmos import exits
 from llmos.booting import boot, open_memory
 from llmos.commands_memory import say
+from llmos.kernel.ingestion import embedding_from_thread
 from llmos.pulling import bring_embedding
 from llmos.tables import console, count, size
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from llmos.config import Config
     from llmos.kernel.kernel import Kernel
     from llmos.memory.importing import Imported
+    from llmos.memory.ingest.intake import Embed, Embedded
     from llmos.memory.portable import Records
 
 
@@ -90,18 +92,12 @@ async def _import(
         )
 
 
-def _embed_when_needed(
-    config: Config, kernel: Kernel
-) -> Callable[[Sequence[str]], Sequence[Sequence[float]]]:
-    """Embedding for a worker thread, whose first use opens the model."""
-    loop = asyncio.get_running_loop()
+def _embed_when_needed(config: Config, kernel: Kernel) -> Embed:
+    """Embedding for a worker thread, whose first use brings and opens the model."""
+    embed = embedding_from_thread(kernel.library)
 
-    async def embed(texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        embedder = await kernel.devices.embedder()
-        return await embedder.embed(texts, role="document")
-
-    def from_thread(texts: Sequence[str]) -> Sequence[Sequence[float]]:
+    def bring_and_embed(texts: Sequence[str]) -> Embedded:
         bring_embedding(config, console(is_error=True))
-        return asyncio.run_coroutine_threadsafe(embed(texts), loop).result()
+        return embed(texts)
 
-    return from_thread
+    return bring_and_embed

@@ -14,6 +14,7 @@ from llmos.memory.notes import NoteRow
 from llmos.memory.portable import BATCH_RECORDS, Header, Record, write_jsonl, write_parquet
 from llmos.memory.reader import Reader
 from llmos.memory.store import Store
+from llmos.memory.vector_model import model_text
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Fact
@@ -41,8 +42,8 @@ def export(
     writing = path.with_name(path.name + ".new")
     try:
         with store.reading() as reader, _one_moment(reader.sql):
-            (model,) = reader.sql.execute("SELECT embedding_model FROM store").fetchone()
-            header = Header(model, reader.dimensions) if with_vectors else Header()
+            of_store = Header(model_text(reader.sql), reader.dimensions)
+            header = of_store if with_vectors else Header()
             with _file_errors(path):
                 written = write(writing, header, _records(reader, namespaces, with_vectors))
                 replace_durably(writing, path)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llmos.memory.ingest.intake import Embed, Embedded
 from llmos.memory.peers import chroma_records, faiss_records
 from llmos.memory.portable import Header, Record, Records, read_jsonl, read_parquet
 from llmos.memory.store import Store
+from llmos.memory.vector_model import model_text
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
-
-Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
 
 BATCH_NOTES = 256
 # Semantic notes as near as this have the same text; less near ones were kept apart before.
@@ -138,12 +138,14 @@ class _Import:
             return
         namespace = batch[0].namespace
         assert namespace is not None
+        vectors, model = self._vectors(batch)
         done = self._store.remember(
             namespace,
             [_since(record) for record in batch],
-            self._vectors(batch),
+            vectors,
             owner=batch[0].owner,
             merge_above=_SAME_COSINE if batch[0].note.kind == "semantic" else None,
+            model=model,
         )
         self.notes += len(batch) - done.duplicates
         self.duplicates += done.duplicates
@@ -163,17 +165,20 @@ class _Import:
             )
         )
 
-    def _vectors(self, batch: Sequence[Record]) -> list[Sequence[float]]:
-        kept = {
+    def _vectors(self, batch: Sequence[Record]) -> Embedded:
+        kept: dict[int, Sequence[float]] = {
             place: record.vector
             for place, record in enumerate(batch)
             if self._keeps_vectors and record.vector is not None
         }
         missing = [place for place in range(len(batch)) if place not in kept]
-        made = self._embed([batch[place].note.text for place in missing]) if missing else []
-        self.embedded += len(missing)
-        kept.update(zip(missing, made, strict=True))
-        return [kept[place] for place in range(len(batch))]
+        model = None
+        if missing:
+            made = self._embed([batch[place].note.text for place in missing])
+            kept.update(zip(missing, made.vectors, strict=True))
+            model = made.model
+            self.embedded += len(missing)
+        return Embedded([kept[place] for place in range(len(batch))], model)
 
 
 def _how(record: Record) -> tuple[str | None, str | None, bool]:
@@ -211,7 +216,7 @@ def _put_times(sql: sqlite3.Connection, batch: Sequence[Record], ids: Sequence[i
 
 def _is_of_its_model(store: Store, header: Header) -> bool:
     with store.reading() as reader:
-        (model,) = reader.sql.execute("SELECT embedding_model FROM store").fetchone()
+        model = model_text(reader.sql)
     return model is not None and model == header.embedding_model
 
 

@@ -16,7 +16,7 @@ _MOST_WORDS = 200_000  # in memory: some 20 MB
 
 
 class WordCounter:
-    """Counts tokens by `count`, which is the tokenizer's and adds those that begin and end a text."""
+    """Counts tokens by `count`: the tokenizer's, which adds those that stand around a text."""
 
     def __init__(self, count: Callable[[str], int]) -> None:
         self._count = count

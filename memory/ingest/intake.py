@@ -15,9 +15,21 @@ from typing import NamedTuple
 from llmos.memory.ingest import manifest
 from llmos.memory.ingest.walk import Found
 from llmos.memory.store import Store
+from llmos.memory.vector_model import model_text
 from llmos.syscalls.calls import Note
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import Remembered
 
-Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
+
+class Embedded(NamedTuple):
+    """Unit vectors of some texts, and the store's text of the model that made them (None: not
+    checked)."""
+
+    vectors: Sequence[Sequence[float]]
+    model: str | None = None
+
+
+Embed = Callable[[Sequence[str]], Embedded]
 
 BATCH_NOTES = 256
 
@@ -51,6 +63,13 @@ class Stored:
 class _Waiting(NamedTuple):
     file: Incoming
     note: Note
+
+
+class _Old(NamedTuple):
+    """Vectors that the store has, by the places of the notes that wait, and whose they are."""
+
+    vectors: Mapping[int, Sequence[float]]
+    model: str | None
 
 
 class Intake:
@@ -130,35 +149,54 @@ class Intake:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        vectors = self._vectors(waiting)
-        notes = [one.note for one in waiting]
-        remembered = self._store.remember(self._namespace, notes, vectors, owner=self._owner)
+        old = self._old_vectors(waiting)
+        try:
+            remembered = self._remember(waiting, old)
+        except SyscallError as problem:
+            if problem.code != "busy":
+                raise
+            old = _Old({}, None)  # the store's model was changed: theirs are no good any more
+            remembered = self._remember(waiting, old)
         for one, note in zip(waiting, remembered.ids, strict=True):
             assert one.note.position is not None
             one.file.positions.setdefault(note, one.note.position)
-        self.stored.notes += len(notes) - remembered.duplicates
+        self.stored.notes += len(waiting) - remembered.duplicates
+        self.stored.reused += len(old.vectors)
 
-    def _vectors(self, waiting: Sequence[_Waiting]) -> list[Sequence[float]]:
-        """A vector a note: that of the same text among the file's old notes, or a new one."""
-        known = self._old_vectors([one.file.old_by_text.get(one.note.text) for one in waiting])
-        unknown = [place for place in range(len(waiting)) if place not in known]
+    def _remember(self, waiting: Sequence[_Waiting], old: _Old) -> Remembered:
+        """Store notes with the vectors that are known, or with new ones.
+
+        Raises: SyscallError("busy") when the store's model was changed meanwhile.
+        """
+        vectors = dict(old.vectors)
+        model = old.model
+        unknown = [place for place in range(len(waiting)) if place not in vectors]
         if unknown:
             made = self._embed([waiting[place].note.text for place in unknown])
-            known.update(zip(unknown, made, strict=True))
-        self.stored.reused += len(waiting) - len(unknown)
-        return [known[place] for place in range(len(waiting))]
+            if vectors and None not in (model, made.model) and model != made.model:
+                raise SyscallError("busy", "the store's embedding model was changed")
+            vectors.update(zip(unknown, made.vectors, strict=True))
+            model = made.model
+        return self._store.remember(
+            self._namespace,
+            [one.note for one in waiting],
+            [vectors[place] for place in range(len(waiting))],
+            owner=self._owner,
+            model=model,
+        )
 
-    def _old_vectors(self, notes: Sequence[int | None]) -> dict[int, Sequence[float]]:
-        """The vectors of those notes that are known, by their places."""
-        kept = {place: note for place, note in enumerate(notes) if note is not None}
+    def _old_vectors(self, waiting: Sequence[_Waiting]) -> _Old:
+        """The vectors of the same texts among the files' old notes."""
+        same = (one.file.old_by_text.get(one.note.text) for one in waiting)
+        kept = {place: note for place, note in enumerate(same) if note is not None}
         if not kept:
-            return {}
+            return _Old({}, None)
         with self._store.reading() as reader:
             try:
                 found = reader.vectors(list(kept.values()))
             except (KeyError, ValueError):  # somebody has just forgotten some of them
-                return {}
-        return dict(zip(kept, found.tolist(), strict=True))
+                return _Old({}, None)
+            return _Old(dict(zip(kept, found.tolist(), strict=True)), model_text(reader.sql))
 
     def _forget(self, notes: Sequence[int]) -> None:
         if notes:

@@ -13,6 +13,7 @@ import pytest
 
 from llmos.memory.export import export
 from llmos.memory.importing import Imported, bring_in, open_records
+from llmos.memory.ingest.intake import Embedded
 from llmos.memory.portable import as_json, from_json
 from llmos.memory.query import Query
 from llmos.memory.store import Store
@@ -42,8 +43,8 @@ def no_embedding(texts: Sequence[str]) -> Any:
     pytest.fail(f"embedded {texts}")
 
 
-def embed(texts: Sequence[str]) -> list[list[float]]:
-    return [[1.0, float(len(text))] for text in texts]
+def embed(texts: Sequence[str]) -> Embedded:
+    return Embedded([[1.0, float(len(text))] for text in texts])
 
 
 def fill(store: Store) -> None:

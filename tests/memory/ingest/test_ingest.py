@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmos.memory.ingest.ingest import Ingestion, Progress, Recipe
-from llmos.memory.ingest.intake import BATCH_NOTES
+from llmos.memory.ingest.intake import BATCH_NOTES, Embedded
 from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.results import Hit, Ingested
@@ -24,9 +24,9 @@ class Embedding:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
+    def __call__(self, texts: Sequence[str]) -> Embedded:
         self.texts += texts
-        return [[1.0, len(text) / 100] for text in texts]
+        return Embedded([[1.0, len(text) / 100] for text in texts])
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_notes_that_somebody_forgot_come_back(store: Store, folder: Path) -> Non
 
 
 def test_a_run_that_was_cut_short_is_made_up_for(store: Store, folder: Path) -> None:
-    def dies(texts: Sequence[str]) -> list[list[float]]:
+    def dies(texts: Sequence[str]) -> Embedded:
         if len(embedding.texts) >= BATCH_NOTES:
             raise RuntimeError("killed")
         return embedding(texts)
