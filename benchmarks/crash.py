@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 KILLS = 300
 QUICK_KILLS = 20
-PROCESSES = 1
+PROCESSES = 2
 WRITERS = 3  # threads of each
 DIMENSIONS = 32
 MOST_ALIVE_S = 0.4  # a round's process is killed within this time, evenly drawn
@@ -207,17 +207,23 @@ def _lines(descriptor: int) -> Iterator[str]:
 def _judged(folder: Path, known: dict[str, Known], namespaces: list[str]) -> Counter[str]:
     """Look for everything in some namespaces, and count what is wrong."""
     wrong: Counter[str] = Counter()
-    for namespace, modes in _looked(folder, namespaces).items():
+    found, everywhere = _looked(folder, namespaces, list(known))
+    for one in known.values():
+        wrong["undead"] += len(one.gone & everywhere)
+    for namespace, modes in found.items():
         dense, lexical = set(modes["dense"]), set(modes["lexical"])
         wrong["unlike"] += len(dense ^ lexical)
         wrong += known[namespace].judge(dense | lexical)
     return wrong
 
 
-def _looked(folder: Path, namespaces: list[str]) -> dict[str, dict[str, list[str]]]:
-    """The names that each namespace returns by vector and by word, to a process of its own.
+def _looked(
+    folder: Path, namespaces: list[str], everything: list[str]
+) -> tuple[dict[str, dict[str, list[str]]], set[str]]:
+    """What some namespaces return, each by vector and by word, and all by vector: names of notes.
 
-    Its own, because this one forks, which it could not once a library has started threads.
+    To a process of its own, because this one forks, which it could not once a library has started
+    threads. A search of everything is the index's alone, which need not find all but no other.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -225,21 +231,23 @@ def _looked(folder: Path, namespaces: list[str]) -> dict[str, dict[str, list[str
         with _ending(0), os.fdopen(writing, "w") as pipe:
             store = open_store(folder)
             found = {
-                namespace: {mode: _names(store, namespace, mode) for mode in ("dense", "lexical")}
+                namespace: {mode: _names(store, [namespace], mode) for mode in ("dense", "lexical")}
                 for namespace in namespaces
             }
+            everywhere = _names(store, everything, "dense") if everything else []
             store.close()
-            json.dump(found, pipe)
+            json.dump([found, everywhere], pipe)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
     if status:
         raise RuntimeError(f"the store could not be opened and read after a kill: status {status}")
-    return json.loads(said)
+    found, everywhere = json.loads(said)
+    return found, set(everywhere)
 
 
-def _names(store: Store, namespace: str, mode: Any) -> list[str]:
+def _names(store: Store, namespaces: list[str], mode: Any) -> list[str]:
     from llmos.memory.query import Query
 
     query = Query(
@@ -247,7 +255,7 @@ def _names(store: Store, namespace: str, mode: Any) -> list[str]:
         vector=vector_of("query").tolist(),
         k=_K,
         mode=mode,
-        namespaces=[namespace],
+        namespaces=namespaces,
     )
     return [str(hit.metadata["name"]) for hit in store.retrieve(query).hits]
 
@@ -266,11 +274,14 @@ def _ending(status: int) -> Generator[None]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    import faiss  # noqa: F401 - before the forks, which then have it
+    # Before the forks, which then have them.
+    import faiss  # noqa: F401
 
-    import llmos.memory.search
     import llmos.memory.store  # noqa: F401
+    from llmos.memory import nearest
 
+    # So that indexes with lists are built all the time, and killed while they are.
+    nearest.MOST_FLAT, nearest.GROWN = 400, 1.1
     kills = options.kills or (QUICK_KILLS if options.quick else KILLS)
     draw = random.Random(options.seed)
     known: dict[str, Known] = {}
@@ -279,7 +290,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"
-        _looked(folder, [])  # makes the store
+        _looked(folder, [], [])  # makes the store
         for number in range(kills // PROCESSES):
             lives_s = [draw.uniform(0, MOST_ALIVE_S) for _ in range(PROCESSES)]
             fresh = killed_round(folder, number, lives_s)

@@ -88,6 +88,7 @@ class Ours:
         self._store.forget(NAMESPACE, ids=[number + 1 for number in numbers])
 
     def build(self) -> None:
+        self._store.build()
         self._store.flush()
 
     def tune(self, effort: int) -> None: ...
@@ -382,7 +383,7 @@ LADDERS: Mapping[str, Sequence[int]] = {
     "ours": (0,),
     "faiss_flat": (0,),
     "chromadb": (20, 40, 80, 160, 320, 640),
-    "lancedb": (5, 10, 20, 40, 80, 160, 320),
+    "lancedb": (5, 10, 20, 40, 80, 160, 320, 1000),
     "sqlite_vec": (0, 10, 40, 160),
 }
 
