@@ -222,3 +222,27 @@ def test_an_import_can_be_searched(store: Store, other: Store, tmp_path: Path) -
     brought(other, tmp_path / "notes.parquet", keeps_vectors=True)
     query = Query(text="oslo rome", mode="lexical", namespaces=["b"])
     assert [hit.text for hit in other.retrieve(query).hits] == ["Ann lives in Oslo."]
+
+
+@pytest.mark.filterwarnings("ignore")  # chromadb's own
+def test_a_chroma_collection_comes_in_and_is_left_alone(other: Store, tmp_path: Path) -> None:
+    chromadb = pytest.importorskip("chromadb")
+    folder = tmp_path / "chroma"
+    client = chromadb.PersistentClient(path=str(folder))
+    collection = client.create_collection("docs", embedding_function=None)
+    collection.add(
+        ids=["a", "b", "c"],
+        documents=["One.", "Two.", None],
+        metadatas=[{"source": "a.md", "n": 1}, {"n": 2}, {"n": 3}],
+        embeddings=[[1, 0], [0, 1], [1, 1]],
+    )
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert brought(other, folder, namespace="n", keeps_vectors=True) == Imported(2, 0, 0)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    one, two = rows(other)
+    assert (one["text"], one["source"], one["vector"]) == ("One.", "a.md", [1, 0])
+    assert (two["metadata"], two["vector"]) == ({"n": 2}, [0, 1])
+    client.create_collection("more", embedding_function=None)
+    with pytest.raises(SyscallError, match="docs, more"):
+        brought(other, folder, namespace="n", embed=embed)
+    assert brought(other, folder, collection="docs", namespace="n", embed=embed).duplicates == 2
