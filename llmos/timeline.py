@@ -23,6 +23,7 @@ _KINDS: Mapping[str, str] = {
     "toolcall": "tool",
     "retrieve": "memory",
     "remember": "memory",
+    "related": "memory",
     "wait": "waiting",
     "receive": "waiting",
     "read": "waiting",

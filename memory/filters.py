@@ -15,6 +15,8 @@ from llmos.memory.conditions import Sql, parse
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject, JsonValue
 
+_FEW = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -44,8 +46,9 @@ class Filter:
             conditions.append("(notes.valid_to IS NULL OR notes.valid_to > ?)")
             parameters += [self.valid_at, self.valid_at]
         if self.ids is not None:
-            conditions.append("notes.id IN (SELECT value FROM json_each(?))")
-            parameters.append(json.dumps(list(self.ids)))
+            among, values = _among(self.ids)
+            conditions.append(f"notes.id IN {among}")
+            parameters += values
         return " AND ".join(conditions), parameters
 
     def lasting_sql(self) -> Sql:
@@ -53,11 +56,12 @@ class Filter:
 
         Raises: SyscallError("invalid") for a namespace or a condition that cannot be.
         """
-        conditions = [f"notes.namespace IN ({_places(self.namespaces)})"]
-        parameters: list[JsonValue] = [checked_namespace(name) for name in self.namespaces]
+        among, parameters = _among([checked_namespace(name) for name in self.namespaces])
+        conditions = [f"notes.namespace IN {among}"]
         if self.kinds is not None:
-            conditions.append(f"notes.kind IN ({_places(self.kinds)})")
-            parameters += self.kinds
+            among, values = _among(self.kinds)
+            conditions.append(f"notes.kind IN {among}")
+            parameters += values
         for column, value in (("source", self.source), ("owner", self.owner)):
             if value is not None:
                 conditions.append(f"notes.{column} = ?")
@@ -88,5 +92,9 @@ def checked_namespace(name: str) -> str:
     return name
 
 
-def _places(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
+def _among(values: Sequence[JsonValue]) -> Sql:
+    """`IN` what, for some values: with few of them SQLite's planner sees how few, and there is a
+    limit to how many it takes one by one."""
+    if len(values) <= _FEW:
+        return f"({', '.join('?' * len(values))})", list(values)
+    return "(SELECT value FROM json_each(?))", [json.dumps(list(values))]

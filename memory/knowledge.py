@@ -132,11 +132,12 @@ def touching(
         f" AND {end} IN (SELECT value FROM json_each(?))"
         for end in ("subject", "object")
     )
+    # CROSS JOIN keeps the order: from the few edges to their notes, and not from all notes.
     rows = sql.execute(
         "SELECT edges.note, edges.namespace, edges.subject, edges.object, edges.told, notes.text,"
-        " notes.valid_from, notes.valid_to, notes.superseded_by"
-        " FROM edges JOIN notes ON notes.id = edges.note"
-        f" WHERE edges.note IN ({either}) AND {condition} ORDER BY edges.note LIMIT ?",
+        f" notes.valid_from, notes.valid_to, notes.superseded_by FROM ({either}) AS near"
+        " CROSS JOIN edges ON edges.note = near.note CROSS JOIN notes ON notes.id = near.note"
+        f" WHERE {condition} ORDER BY edges.note LIMIT ?",
         (spaces, names, spaces, names, *parameters, limit),
     )
     return [Edge._make((*row[:4], tuple(json.loads(row[4])), *row[5:])) for row in rows]

@@ -42,8 +42,10 @@ def passages(
 
 
 def _parent(sql: sqlite3.Connection, parent: int, seen: Filter) -> list[Passage]:
-    condition, parameters = replace(seen, ids=[parent]).sql()
-    rows = sql.execute(f"SELECT id, text, position FROM notes WHERE {condition}", parameters)
+    condition, parameters = seen.sql()
+    rows = sql.execute(
+        f"SELECT id, text, position FROM notes WHERE id = ? AND {condition}", (parent, *parameters)
+    )
     return [Passage(id=note, place=0, text=text, position=at) for note, text, at in rows]
 
 

@@ -103,6 +103,12 @@ def test_an_empty_namespace_knows_no_fields_and_refuses_none(store: Store) -> No
     assert find(store, where={"author": "Ann"}) == []
 
 
+def test_as_many_namespaces_as_there_are_can_be_searched(store: Store) -> None:
+    put(store, "here", namespace="space 39999")
+    names = [f"space {number}" for number in range(40_000)]
+    assert texts(find(store, namespaces=names)) == ["here"]
+
+
 _NAMESPACES = ("a", "b", "c")
 _ITEM = st.tuples(
     st.sampled_from(_NAMESPACES),
