@@ -50,6 +50,8 @@ _LASTING = (
     "Our team meets on Mondays.",
     "The project is due in spring.",
     "My boss wants the report every week.",
+    "The code of the door is 4711.",
+    "The deadline is in two weeks.",
 )
 _PASSING = (
     "Thank you, that helps.",
@@ -170,8 +172,9 @@ async def fact_of(os: OS, sentence: str, *, model: str | None = None) -> Fact | 
 def cuts(sentence: str) -> Iterator[str]:
     """The ways to cut a sentence into subject, relation and object, with bars between them.
 
-    Not between a word and the noun that it belongs to, nor before a preposition; a pronoun is a
-    whole subject, and a copula stands in no relation's middle.
+    Not between a word and the noun that it belongs to, nor before a preposition. A relation with an
+    article goes on to a preposition ("am a nurse at"); a pronoun is a whole subject, and a copula
+    stands in no relation's middle.
     """
     words = sentence.rstrip(".!").split()
     lower = [word.lower() for word in words]
@@ -183,7 +186,9 @@ def cuts(sentence: str) -> Iterator[str]:
             continue
         for end in range(start + 1, min(len(words), start + 5)):
             relation = lower[start:end]
-            if relation[-1] in _BEFORE_NOUNS - {"of"} or lower[end] in _PREPOSITIONS:
+            if lower[end] in _PREPOSITIONS:
+                continue
+            if _BEFORE_NOUNS & set(relation) and relation[-1] not in _PREPOSITIONS:
                 continue
             if not _COPULAS & set(relation[1:]):
                 yield _BAR.join(

@@ -28,6 +28,7 @@ from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
 from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.memory.vector_cache import VectorCache
+from llmos.memory.vector_model import VectorModel
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
 
@@ -53,6 +54,7 @@ class Devices:
         self._opening: dict[str, asyncio.Lock] = {}
         self._is_stopped = False
         self._embedder: Embedder | None = None
+        self._earlier: Embedder | None = None  # of the store's vectors, until they are made anew
         embedding = settings.embedding
         self._vectors = VectorCache(
             settings.home / "embeddings.db",
@@ -228,6 +230,23 @@ class Devices:
         await self._embedder.start()
         return self._embedder
 
+    async def embedder_of(self, model: VectorModel) -> Embedder:
+        """A device with an earlier embedding model, for as long as the store has its vectors.
+
+        Raises: SyscallError when that model cannot be had any more.
+        """
+        setting = self._settings.embedding
+        reopen = None if setting is None else setting.reopen
+        if reopen is None:
+            raise SyscallError("not_available", "no earlier embedding model can be opened")
+        name = f"{model.source} (before)"
+        known = self._earlier
+        if known is None or known.name != name or known.is_down:
+            known = Embedder(name, lambda: reopen(model), self._clock, self._tracer, self._vectors)
+            self._earlier = known
+        await known.start()
+        return known
+
     async def forget_vectors(self) -> None:
         """Forget every computed vector: they tell what the texts were about that a user forgets."""
         await asyncio.to_thread(self._vectors.clear)
@@ -294,6 +313,8 @@ class Devices:
         embedding = self._settings.embedding
         if self._embedder is not None:
             found.append(self._embedder.info())
+            if self._earlier is not None:
+                found.append(self._earlier.info())
         elif embedding is not None:
             found.append(
                 DeviceInfo(
@@ -329,6 +350,8 @@ class Devices:
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
         if self._embedder is not None:
             await self._embedder.stop()
+        if self._earlier is not None:
+            await self._earlier.stop()
         self._vectors.close()
         if self._reranker is not None:
             await self._reranker.stop()

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 from llmos.kernel.devices import Devices
+from llmos.kernel.embedder import Embedder
 from llmos.kernel.process import Process
+from llmos.kernel.reembedding import Reembedding
 from llmos.kernel.settings import Settings
 from llmos.memory.dialogues import Said, said_after
 from llmos.memory.query import Query, Reranker
 from llmos.memory.store import Store
+from llmos.memory.vector_model import made_with
 from llmos.syscalls import calls
 from llmos.syscalls.errors import ConfigError, SyscallError
 from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
+
+R = TypeVar("R")
 
 # How well each of some texts answers a query, from 0 to 1.
 Rerank = Callable[[str, Sequence[str]], Awaitable[Sequence[float]]]
@@ -32,17 +38,27 @@ def open_store(settings: Settings) -> Store:
     embedding = settings.embedding
     if embedding is None:
         raise SyscallError("not_available", "no embedding model is configured")
-    return Store(settings.home / "memory", dimensions=embedding.width())
+    folder = settings.home / "memory"
+    made = made_with(folder)
+    if made is not None:  # perhaps with another model, until `reembedding.py` has changed that
+        return Store(folder, dimensions=made.dimensions)
+    return Store(folder, dimensions=embedding.width(), model=embedding.identity_text())
 
 
 class Library:
     """`open_store` runs in a worker thread at the first use."""
 
     def __init__(
-        self, devices: Devices, open_store: Callable[[], Store], *, rerank: Rerank | None = None
+        self,
+        devices: Devices,
+        open_store: Callable[[], Store],
+        *,
+        reembedding: Reembedding,
+        rerank: Rerank | None = None,
     ) -> None:
         self.rerank = rerank
         self._devices = devices
+        self._reembedding = reembedding
         self._open_store = open_store
         self._store: Store | None = None
         self._opening: asyncio.Task[Store] | None = None
@@ -71,13 +87,21 @@ class Library:
                     "invalid", f"notes.{index}.text: it is blank", field=f"notes.{index}.text"
                 )
         store = await self.opened()
-        embedder = await self._devices.embedder()
-        vectors = await embedder.embed([note.text for note in notes], role="document")
 
-        def write() -> Remembered:
-            return store.remember(namespace, notes, vectors, owner=owner, merge_above=merge_above)
+        async def write() -> Remembered:
+            embedder, model = await self._reembedding.embedder(store)
+            vectors = await embedder.embed([note.text for note in notes], role="document")
+            return await asyncio.to_thread(
+                store.remember,
+                namespace,
+                notes,
+                vectors,
+                owner=owner,
+                merge_above=merge_above,
+                model=model,
+            )
 
-        return await asyncio.to_thread(write)
+        return await _again_if_busy(write)
 
     async def retrieve(self, process: Process, call: calls.Retrieve) -> Hits:
         """Search the namespaces that were named, or all that the process may read.
@@ -86,13 +110,8 @@ class Library:
         """
         store = await self.opened()
         reranker = self._reranker() if call.rerank else None
-        vector = None
-        if call.mode != "lexical":
-            embedder = await self._devices.embedder()
-            (vector,) = await embedder.embed([call.query], role="query")
         query = Query(
             text=call.query,
-            vector=vector,
             k=call.k,
             mode=call.mode,
             namespaces=await self._named(process, store, call.namespaces),
@@ -106,7 +125,24 @@ class Library:
             neighbours=call.neighbours,
             with_parent=call.with_parent,
         )
-        return await asyncio.to_thread(store.retrieve, query)
+
+        async def search() -> Hits:
+            if query.mode == "lexical":
+                return await asyncio.to_thread(store.retrieve, query)
+            embedder, model = await self._reembedding.embedder(store)
+            (vector,) = await embedder.embed([query.text], role="query")
+            return await asyncio.to_thread(
+                store.retrieve, replace(query, vector=vector, model=model)
+            )
+
+        return await _again_if_busy(search)
+
+    async def embedder(self) -> tuple[Embedder, str | None]:
+        """The device whose vectors the store holds now, and its model's text there.
+
+        Raises: SyscallError.
+        """
+        return await self._reembedding.embedder(await self.opened())
 
     async def related(self, process: Process, call: calls.Related) -> Facts:
         """Facts about an entity, from the namespaces that were named or may be read."""
@@ -241,3 +277,13 @@ class Library:
             return self._store
         finally:
             self._opening = None
+
+
+async def _again_if_busy(work: Callable[[], Awaitable[R]]) -> R:
+    """Do it a second time when the store's embedding model was changed while it was done."""
+    try:
+        return await work()
+    except SyscallError as problem:
+        if problem.code != "busy":
+            raise
+    return await work()

@@ -262,9 +262,10 @@ class Lifecycle:
                 self._table.remove(child)
             else:
                 # nobody is left who could wait for it
-                child.on_end = [*(child.on_end or ()), lambda child=child: self._reap_soon(child)]
+                child.on_end = [*(child.on_end or ()), lambda child=child: self.reap_soon(child)]
 
-    def _reap_soon(self, process: Process) -> None:
+    def reap_soon(self, process: Process) -> None:
+        """Let go of a process for which nobody waits, once what ends it is through."""
         asyncio.get_running_loop().call_soon(self._reap_if_over, process)
 
     def _reap_if_over(self, process: Process) -> None:

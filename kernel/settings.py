@@ -13,6 +13,8 @@ from llmos.kernel.consolidation import ConsolidationSetting
 from llmos.kernel.kv_domain import Sharing
 from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
+from llmos.memory.vector_model import VectorModel
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.rights import Quota
 
 ANY = "any"  # the class of all configured models
@@ -47,7 +49,8 @@ class ModelSetting:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSetting:
-    """The embedding model. `identify` names what it computes before it is opened.
+    """The embedding model. `identify` names what it computes before it is opened, and `reopen`
+    opens one that the store's vectors were made with, or says why it cannot.
 
     `dimensions` is a function where it is read from the model's files. Computed vectors are kept:
     `cache_bytes` of them in memory, `cache_disk_bytes` on disk (0: none).
@@ -56,7 +59,8 @@ class EmbeddingSetting:
     name: str
     dimensions: int | Callable[[], int]
     open: Callable[[], EmbeddingModel]
-    identify: Callable[[], str] | None = None
+    identify: Callable[[], VectorModel] | None = None
+    reopen: Callable[[VectorModel], EmbeddingModel] | None = None
     cache_bytes: int = 64 * 2**20
     cache_disk_bytes: int = 0
 
@@ -64,9 +68,18 @@ class EmbeddingSetting:
         """Numbers of one vector; may read a file. Raises: SyscallError."""
         return self.dimensions if isinstance(self.dimensions, int) else self.dimensions()
 
-    def identity(self) -> str:
-        """What the model computes, in a word; may read its files. Raises: SyscallError."""
-        return self.name if self.identify is None else self.identify()
+    def identity(self) -> VectorModel:
+        """What the model computes; may read its files. Raises: SyscallError."""
+        if self.identify is None:
+            return VectorModel(identity=self.name, source=self.name)
+        return self.identify()
+
+    def identity_text(self) -> str | None:
+        """`identity` as the store keeps it; None while the model is not on this machine."""
+        try:
+            return self.identity().text
+        except SyscallError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ from llmos.kernel.settings import (
 )
 from llmos.memory.model_store import ModelStore
 from llmos.memory.store import Store
+from llmos.memory.vector_model import VectorModel
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.trap import ProgramFunction
 from llmos.weights import fitted
@@ -124,6 +125,7 @@ def settings_of(config: Config) -> Settings:
             dimensions=lambda: _dimensions(embedding, store),
             open=_embedding_opener(embedding, store),
             identify=lambda: _identity(embedding, store),
+            reopen=_embedding_reopener(embedding, store),
             cache_bytes=embedding.cache_bytes,
             cache_disk_bytes=embedding.cache_disk_bytes,
         ),
@@ -282,12 +284,32 @@ def _dimensions(embedding: EmbeddingConfig, store: ModelStore) -> int:
         return embedding_dimensions(store.find(embedding.source))
 
 
-def _identity(embedding: EmbeddingConfig, store: ModelStore) -> str:
+def _identity(embedding: EmbeddingConfig, store: ModelStore) -> VectorModel:
     """What the embedding model computes of a document: the weights and the prefix."""
     with _as_device_errors(embedding):
         weights = embedding_identity(store.find(embedding.source))
     prefix = embedding.document_prefix
-    return weights if prefix is None else f"{weights} {prefix}"
+    return VectorModel(
+        identity=weights if prefix is None else f"{weights} {prefix}",
+        source=embedding.source,
+        query_prefix=embedding.query_prefix,
+        document_prefix=prefix,
+    )
+
+
+def _embedding_reopener(
+    embedding: EmbeddingConfig, store: ModelStore
+) -> Callable[[VectorModel], EmbeddingModel]:
+    """Open the model that a store was made with, if its weights are still those."""
+
+    def reopen(model: VectorModel) -> EmbeddingModel:
+        prefixes = {"query_prefix": model.query_prefix, "document_prefix": model.document_prefix}
+        earlier = embedding.model_copy(update={"source": model.source, **prefixes})
+        if _identity(earlier, store).identity != model.identity:
+            raise DeviceError(f"{model.source} is another model now")
+        return _embedding_opener(earlier, store)()
+
+    return reopen
 
 
 @contextmanager
