@@ -272,8 +272,9 @@ def test_a_failed_step_leaves_every_sequence_as_it_was(
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_step_that_fails_in_any_of_its_passes_leaves_every_sequence_as_it_was(
-    model: LlamaCpp, monkeypatch: pytest.MonkeyPatch, failing: int
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
+    model = LlamaCpp(spec(smollm2_path, batch_tokens=96))
     prompt = model.tokenize(PROMPT)
     for sequence in range(3):
         model.add(sequence, sampling=GREEDY)
@@ -299,6 +300,7 @@ def test_a_step_that_fails_in_any_of_its_passes_leaves_every_sequence_as_it_was(
     for sequence in range(3):
         model.add(sequence, sampling=GREEDY)
         assert model.step([Feed(sequence, prompt[-1:], True)])[0].token == expected
+    model.close()
 
 
 def test_a_state_that_does_not_load_leaves_the_sequence_empty(model: LlamaCpp) -> None:
