@@ -3,6 +3,7 @@
 A process of the lowest priority that sleeps until no device has had work for a while. It then hands
 the user's side of stored dialogues to the program `consolidate`, one namespace at a time and with
 the right to that namespace alone, within a budget of tokens and time, and lets unused notes decay.
+What is learned from somebody's dialogue is kept on their behalf, and forgotten with the rest.
 Both processes are seen in `ps` and end by signals like any other. Refuses to know how facts are
 found (`agents/consolidate.py`).
 """
@@ -109,13 +110,12 @@ class Consolidation:
     async def _consolidated(self, trap: Trap, said: list[Said]) -> bool:
         """Have some dialogue made into facts; whether all of it was read."""
 
-        def namespace(one: Said) -> str:
-            return one.namespace
+        def whose(one: Said) -> tuple[str, str]:
+            return one.namespace, one.owner or ""
 
-        for name, notes in itertools.groupby(sorted(said, key=namespace), key=namespace):
-            exited = await trap.call(
-                calls.Wait(pid=(await trap.call(self._spawn(name, list(notes)))).pid)
-            )
+        for (name, owner), notes in itertools.groupby(sorted(said, key=whose), key=whose):
+            spawned = await trap.call(self._spawn(name, owner, list(notes)))
+            exited = await trap.call(calls.Wait(pid=spawned.pid))
             if exited.status != "ok":
                 log.warning("consolidation of %s ended: %s", name, exited.error or exited.signal)
                 return False
@@ -124,7 +124,7 @@ class Consolidation:
                 return False
         return True
 
-    def _spawn(self, namespace: str, notes: list[Said]) -> calls.Spawn:
+    def _spawn(self, namespace: str, owner: str, notes: list[Said]) -> calls.Spawn:
         setting = self._setting
         only = frozenset({namespace})
         return calls.Spawn(
@@ -137,4 +137,5 @@ class Consolidation:
             capabilities=Capabilities(models=frozenset({"*"}), read=only, write=only),
             quota=Quota(tokens_in=setting.tokens, tokens_out=setting.tokens, wall_s=setting.wall_s),
             nice=LOWEST,
+            client=owner,
         )

@@ -392,11 +392,17 @@ class Kernel:
             clock=self.clock,
             folder=self.settings.home / "memory",
         )
+
+        def prepare(process: Process) -> dict[str, Any]:
+            process.acts_for_anyone = True
+            return {}
+
         self._start(
             self.init,
             "consolidation",
             lambda handle: consolidation.run(handle),
             nice=LOWEST,
+            prepare=prepare,
         )
 
     def _reembed(self, change: Change) -> Spawned:

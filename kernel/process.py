@@ -75,6 +75,7 @@ class Process:
     home: Path | None = None
     ancestor: Root | None = None  # None: the process is a root itself
     client: str = ""  # on whose behalf it runs; children inherit it
+    acts_for_anyone: bool = False  # a process of the kernel's own may say for whom others run
     path_s: float = 0.0  # how long, as expected, its task graph goes on from its start
     timers: list[Any] | None = None
     # undone when the process ends, newest first

@@ -19,12 +19,13 @@ MARK_FILE = "consolidated.json"
 
 
 class Said(NamedTuple):
-    """One note of a dialogue, by the user, and when it was remembered."""
+    """One note of a dialogue, by the user, when it was remembered, and on whose behalf."""
 
     id: int
     namespace: str
     text: str
     at: float
+    owner: str | None = None
 
 
 def said_after(sql: sqlite3.Connection, mark: int, *, now: float, limit: int) -> list[Said]:
@@ -33,7 +34,7 @@ def said_after(sql: sqlite3.Connection, mark: int, *, now: float, limit: int) ->
     Not what is in processes' own namespaces, which nobody reads once the process is gone.
     """
     rows = sql.execute(
-        "SELECT notes.id, notes.namespace, notes.text, notes.created_at"
+        "SELECT notes.id, notes.namespace, notes.text, notes.created_at, notes.owner"
         " FROM facts JOIN notes ON notes.id = facts.note"
         " WHERE facts.key = '\"role\"' AND facts.value = '\"user\"' AND facts.note > ?"
         " AND notes.kind = 'episodic' AND notes.namespace NOT LIKE 'process-%'"

@@ -66,11 +66,16 @@ async def until(clock: VirtualClock, seconds: float) -> None:
             await asyncio.to_thread(lambda: None)
 
 
-def booted(boot_kernel: Any, reader: Reader, clock: VirtualClock) -> Any:
+def booted(
+    boot_kernel: Any,
+    reader: Reader,
+    clock: VirtualClock,
+    setting: ConsolidationSetting = SETTING,
+) -> Any:
     embedding = EmbeddingSetting(name="flat", dimensions=4, open=Flat)
     return boot_kernel(
         embedding=embedding,
-        consolidation=SETTING,
+        consolidation=setting,
         programs={"consolidate": reader},
         clock=clock,
     )
@@ -99,6 +104,38 @@ def test_in_idle_time_each_namespace_is_read_once_with_little_right(
             await until(clock, 200)
             assert reader.given[2:] == [("a", ["a3"])]
         assert read_mark(tmp_path / "memory") > 0
+
+    asyncio.run(scenario())
+
+
+class Learner(Reader):
+    """A program `consolidate` that keeps what it was given as something learned."""
+
+    async def __call__(
+        self, os: Any, *, namespace: str, notes: list[dict[str, Any]], model: str | None
+    ) -> Any:
+        await os.remember(
+            [f"learned: {', '.join(note['text'] for note in notes)}"], namespace=namespace
+        )
+        return await super().__call__(os, namespace=namespace, notes=notes, model=model)
+
+
+def test_what_is_learned_from_somebody_is_forgotten_with_what_they_said(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        clock, reader = VirtualClock(), Learner()
+        patient = ConsolidationSetting(idle_s=40, every_s=100, wall_s=1e6)
+        async with booted(boot_kernel, reader, clock, patient) as kernel:
+            os = kernel.os
+            await os.remember(dialogue("ann 1"), namespace="a", owner="ann")
+            await os.remember(dialogue("bob 1"), namespace="a", owner="bob")
+            await os.remember(dialogue("ann 2"), namespace="a", owner="ann")
+            for _ in range(200):  # what is learned goes to a real disk meanwhile
+                if len(reader.given) < 2:
+                    await until(clock, 10)
+            assert reader.given == [("a", ["ann 1", "ann 2"]), ("a", ["bob 1"])]
+            assert await os.forget(owner="ann", namespace="a") == 3
+            left = await os.retrieve("x", k=10, mode="dense", namespaces=["a"])
+            assert {hit.text for hit in left} == {"bob 1", "learned: bob 1"}
 
     asyncio.run(scenario())
 
