@@ -1,31 +1,29 @@
 """Paging through the long-term store: what leaves a context's window is remembered, and comes back.
 
-A page is what was said, in passages that an embedding model reads whole. Pages of a context without
-a namespace of its own bear a mark, and are recalled by it alone: a process's other notes never turn
-up unasked. A context with a named namespace recalls from all of that.
+What leaves is kept sentence by sentence (`memory/statements.py` says why). Notes of a context that
+has no namespace of its own bear a mark, and are recalled by it alone: a process's other notes never
+turn up unasked. A context with a named namespace recalls from all of that.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from llmos.kernel.process import Process
 from llmos.memory.context import Context, Recollection
 from llmos.memory.context_state import Pages
 from llmos.memory.segments import Segment
+from llmos.memory.statements import asked, statements
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Hit, Hits, Remembered
 from llmos.syscalls.values import JsonObject
 
-PASSAGE_CHARS = 800  # about 200 tokens; embedding models read 256 or more
-QUERY_CHARS = 1_000  # of a long message its end, where the question stands
-CANDIDATES = 8
-LEAST_COSINE = 0.25  # less is no nearer to a question than any text is
-_BREAK = re.compile(r"(?<=[.!?])\s+|\n+")
+QUERY_CHARS = 1_000
+CANDIDATES = 12
+LEAST_COSINE = 0.3  # less is no nearer to a question than any text is
 
 
 class Shelf(Protocol):
@@ -53,10 +51,10 @@ class ContextPages:
         notes = list[calls.Note]()
         owners = list[int]()
         for segment in segments:
-            for passage in passages(segment.message.text):
+            for statement in statements(segment.message.text):
                 notes.append(
                     calls.Note(
-                        text=passage,
+                        text=statement,
                         metadata={
                             "role": segment.message.role,
                             "context": context.context,
@@ -81,7 +79,7 @@ class ContextPages:
         newest, state = context.newest, context.state
         if newest is None or newest.message.role != "user" or room_tokens <= 0:
             return
-        query = newest.message.text[-QUERY_CHARS:].strip()
+        query = asked(newest.message.text, most_chars=QUERY_CHARS)
         if not query or not (state.pages or state.namespace):
             return
         hits = await self._search(process, context, query)
@@ -106,20 +104,6 @@ class ContextPages:
                 raise
             return []  # all pages have been forgotten, and no note bears a mark any more
         return [hit for hit in hits if hit.parts.get("cosine", 0.0) >= LEAST_COSINE]
-
-
-def passages(text: str) -> Iterator[str]:
-    """A text in pieces of at most `PASSAGE_CHARS`, broken where sentences or lines end."""
-    passage = ""
-    for sentence in _BREAK.split(text.strip()):
-        for start in range(0, len(sentence), PASSAGE_CHARS):
-            piece = sentence[start : start + PASSAGE_CHARS].strip()
-            if passage and len(passage) + len(piece) >= PASSAGE_CHARS:
-                yield passage
-                passage = ""
-            passage = f"{passage} {piece}".strip()
-    if passage:
-        yield passage
 
 
 def _recollection(hit: Hit) -> Recollection:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from llmos.kernel.context_pages import passages
 from llmos.kernel.process import Process
 from llmos.memory.context import Context
 from llmos.memory.context_policy import SUMMARY_TOKENS
 from llmos.memory.segments import Segment
+from llmos.memory.statements import packed
 from llmos.syscalls import calls
 from llmos.syscalls.content import user
 from llmos.syscalls.options import Sampling
@@ -43,7 +43,7 @@ async def summarise(
         if segment.own_kind == "summary" and segment.is_derived:
             summary = segment.message.text.partition("\n")[2]
         else:
-            said += [f"{segment.message.role}: {one}" for one in passages(segment.message.text)]
+            said += [f"{segment.message.role}: {one}" for one in packed(segment.message.text)]
     for part in _grouped(said):
         earlier = _EARLIER.format(summary=summary) if summary else ""
         generated = await generate(

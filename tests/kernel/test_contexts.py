@@ -14,7 +14,6 @@ import pytest
 from llmos.agents.handle import OS
 from llmos.drivers.contract import Allocation, EmbeddingInfo
 from llmos.drivers.scripted import Scripted
-from llmos.kernel.context_pages import PASSAGE_CHARS, passages
 from llmos.kernel.settings import EmbeddingSetting, ModelSetting
 from llmos.syscalls import calls
 from llmos.syscalls.content import system, user
@@ -409,11 +408,3 @@ def test_room_is_kept_for_the_tools_that_are_offered(boot_kernel: Any) -> None:
             assert "paged_out" in {s.state for s in (await os.context_stat(context)).segments}
 
     asyncio.run(scenario())
-
-
-def test_long_texts_are_kept_in_passages_that_together_are_the_text() -> None:
-    text = "One sentence is here. " * 200 + "x" * 3000
-    pieces = list(passages(text))
-    assert all(len(piece) <= PASSAGE_CHARS for piece in pieces)
-    assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert list(passages(" \n ")) == []
