@@ -1,4 +1,4 @@
-"""Ranking: queries of words, fusion of rankings, the weight of age, and hits unlike each other.
+"""Ranking: queries of words, the weight of age, and hits unlike each other.
 
 Pure functions.
 """
@@ -6,7 +6,7 @@ Pure functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
 MAX_QUERY_TERMS = 64  # more terms cost time and hardly change a BM25 ranking
 _TERM = re.compile(r"\w+")
-
-# The constant of reciprocal rank fusion. Source: G. Cormack, C. Clarke, S. Büttcher, "Reciprocal
-# Rank Fusion outperforms Condorcet and individual Rank Learning Methods" (SIGIR 2009), which found
-# 60 and a flat optimum around it.
-RRF_K = 60
-
 
 # English words that stand in most texts. They say nothing of what a text is about, and looking them
 # up costs in proportion to how many have them: 40,000 texts took 36 ms with four of them in the
@@ -58,30 +52,6 @@ def match_query(text: str) -> str | None:
     ]
     terms = dict.fromkeys(term.lower() for term in telling or found)
     return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_QUERY_TERMS]) or None
-
-
-class Fused(NamedTuple):
-    """An item's place in the fusion; `ranks` counts from 1 in each ranking that has it."""
-
-    id: int
-    score: float
-    ranks: dict[str, int]
-
-
-def fuse(rankings: Mapping[str, Sequence[int]]) -> list[Fused]:
-    """Reciprocal rank fusion, best first: an item scores the sum of 1 / (RRF_K + rank).
-
-    Ranks need no common scale, which cosine and BM25 do not have. Ties go to the older item.
-    """
-    ranks: dict[int, dict[str, int]] = {}
-    for name, ids in rankings.items():
-        for rank, item in enumerate(ids, start=1):
-            ranks.setdefault(item, {})[name] = rank
-    fused = [
-        Fused(item, sum(1.0 / (RRF_K + rank) for rank in places.values()), places)
-        for item, places in ranks.items()
-    ]
-    return sorted(fused, key=lambda entry: (-entry.score, entry.id))
 
 
 def faded(score: float, age_s: float, half_life_s: float) -> float:

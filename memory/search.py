@@ -10,7 +10,7 @@ A hit's `parts` has what its score is made of, as far as it was asked for:
 |---|---|
 | `cosine`, `bm25` | likeness in meaning, match of words |
 | `dense_rank`, `lexical_rank` | its place in both rankings, from 1 |
-| `fused` | the sum of 1 / (60 + rank) over both |
+| `fused` | what both come to (`fusion.py`), from 0 to 1 |
 | `rerank` | what the reranker made of it |
 | `recency` | the weight of its age, 1 when new |
 | `relevance`, `likeness` | with diversity: its score before, and its likeness to hits before it |
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, cast
 
 from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
+from llmos.memory.fusion import fuse
 from llmos.memory.query import Query
-from llmos.memory.rank import diverse, faded, fuse, match_query, recency
+from llmos.memory.rank import diverse, faded, match_query, recency
 from llmos.memory.reader import Reader
 from llmos.memory.surroundings import passages
 from llmos.syscalls.results import Hit, Hits, NoteKind
@@ -108,7 +109,7 @@ def _candidates(
 
 def _fused(cosine: dict[int, float], bm25: dict[int, float]) -> list[_Candidate]:
     found: list[_Candidate] = []
-    for note, score, ranks in fuse({"dense": list(cosine), "lexical": list(bm25)}):
+    for note, score, ranks in fuse(cosine, bm25):
         parts = {"fused": score, **{f"{name}_rank": float(rank) for name, rank in ranks.items()}}
         if note in cosine:
             parts["cosine"] = cosine[note]

@@ -1,4 +1,4 @@
-"""Full-text queries from what people type, and reciprocal rank fusion."""
+"""Full-text queries from what people type, the weight of age, and hits unlike each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmos.memory.rank import MAX_QUERY_TERMS, diverse, faded, fuse, match_query
+from llmos.memory.rank import MAX_QUERY_TERMS, diverse, faded, match_query
 
 
 @pytest.fixture(scope="module")
@@ -59,34 +59,6 @@ def test_no_text_makes_the_full_text_search_raise(full_text: sqlite3.Connection,
     query = match_query(text)
     if query is not None:
         full_text.execute("SELECT rowid FROM notes WHERE notes MATCH ?", (query,)).fetchall()
-
-
-def test_a_note_that_both_rankings_like_beats_the_first_of_one() -> None:
-    fused = fuse({"dense": [1, 2, 3], "lexical": [4, 2]})
-    assert [entry.id for entry in fused] == [2, 1, 4, 3]
-    assert fused[0].ranks == {"dense": 2, "lexical": 2}
-    assert fused[0].score == pytest.approx(2 / 62)
-
-
-def test_an_empty_ranking_leaves_the_other_as_it_is() -> None:
-    assert [entry.id for entry in fuse({"dense": [7, 5, 6], "lexical": []})] == [7, 5, 6]
-
-
-@given(
-    st.lists(st.integers(0, 30), unique=True),
-    st.lists(st.integers(0, 30), unique=True),
-)
-def test_the_fusion_holds_each_item_once_and_never_inverts_agreement(
-    first: list[int], second: list[int]
-) -> None:
-    order = [entry.id for entry in fuse({"a": first, "b": second})]
-    assert sorted(order) == sorted({*first, *second})
-    for better in first:
-        for worse in first[first.index(better) + 1 :]:
-            if better in second and (
-                worse not in second or second.index(better) < second.index(worse)
-            ):
-                assert order.index(better) < order.index(worse)
 
 
 # --- age and likeness ---

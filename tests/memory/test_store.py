@@ -130,7 +130,7 @@ def test_hybrid_search_ranks_first_what_both_find(store: Store) -> None:
     assert hits[0].text == "the kernel"
     assert hits[0].parts["dense_rank"] == 2 and hits[0].parts["lexical_rank"] == 1
     assert {"cosine", "bm25"} <= hits[0].parts.keys()
-    assert hits[0].score == pytest.approx(1 / 62 + 1 / 61)
+    assert hits[0].score == hits[0].parts["fused"] > 0.9
     assert len(hits) == 3
 
 
@@ -483,3 +483,17 @@ def test_dense_search_agrees_with_numpy(store: Store) -> None:
             )
         ).hits
         assert [hit.id for hit in hits] == order
+
+
+def test_a_store_is_not_closed_under_a_call(tmp_path: Path) -> None:
+    store = Store(tmp_path, dimensions=2)
+    closing = threading.Thread(target=store.close)
+    with store.reading() as reader:
+        closing.start()
+        while store._is_open:  # pyright: ignore[reportPrivateUsage]
+            threading.Event().wait(0.001)
+        assert reader.sql.execute("SELECT count(*) FROM notes").fetchone() == (0,)
+        assert closing.is_alive()
+        with pytest.raises(SyscallError, match="is closed"):
+            store.stat()
+    closing.join()
