@@ -25,6 +25,7 @@ class Ingestions:
     def __init__(self, library: Library, files: FileSystem) -> None:
         self._library = library
         self._files = files
+        self._running: dict[asyncio.Task[Ingested], Event] = {}
 
     async def ingest(
         self,
@@ -35,7 +36,7 @@ class Ingestions:
     ) -> Ingested:
         """Take files in; `on_progress` is called in the worker thread.
 
-        A caller that is killed leaves no thread behind: the run stops at the next file.
+        When the caller is killed, the run ends before it embeds anything more.
         Raises: SyscallError("denied") for a path; what store and embedding raise.
         """
         paths = [self._files.readable_path(process, path) for path in call.paths]
@@ -43,10 +44,17 @@ class Ingestions:
         embedder, _ = await self._library.embedder()
         count = WordCounter(embedder.driver.count)
         stop = Event()
+        embed = embedding_from_thread(self._library)
+
+        def embed_unless_stopped(texts: Sequence[str]) -> Embedded:
+            if stop.is_set():
+                raise SyscallError("not_available", "the run was ended")
+            return embed(texts)
+
         ingestion = Ingestion(
             store,
             call.namespace or process.namespace,
-            embed=embedding_from_thread(self._library),
+            embed=embed_unless_stopped,
             count=count,
             recipe=Recipe(
                 chunk_tokens=_chunk_tokens(call, embedder.model.max_tokens - count.around),
@@ -60,12 +68,25 @@ class Ingestions:
         running = asyncio.create_task(
             asyncio.to_thread(ingestion.run, paths, forgets_gone=call.forget_gone)
         )
+        self._running[running] = stop
+        running.add_done_callback(self._ended)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             stop.set()
-            await asyncio.wait((running,))
             raise
+
+    def _ended(self, running: asyncio.Task[Ingested]) -> None:
+        del self._running[running]
+        if not running.cancelled():
+            running.exception()  # nobody may be left to hear it
+
+    async def stop(self) -> None:
+        """End all runs; what one of them embeds at the moment is waited for."""
+        for stop in self._running.values():
+            stop.set()
+        if self._running:
+            await asyncio.wait(self._running)
 
 
 def _chunk_tokens(call: calls.Ingest, window: int) -> int:

@@ -189,7 +189,9 @@ class Kernel:
         tasks = [process.task for process in self.table if process.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
+        ending = asyncio.create_task(self.ingestions.stop())  # what they embed may fail
         await self.devices.stop()
+        await ending
         await self.library.stop()
         if self._registry is not None:
             self._registry.close()

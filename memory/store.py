@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -79,6 +79,8 @@ class Store:
         self._clock = clock
         self._usage = Usage()
         self._closing = Lock()
+        self._users = 0  # calls under way, which the files are not closed under
+        self._users_changed = Condition()
         self._is_open = False
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -300,7 +302,7 @@ class Store:
             self._database.checkpoint()
 
     def close(self) -> None:
-        """Flush and close the files; a second call does nothing.
+        """Flush and close the files when all calls under way are over; a second call does nothing.
 
         Also when the flush fails, everything is closed.
         """
@@ -316,7 +318,9 @@ class Store:
                         self._save_index()
                     self._database.checkpoint()
             finally:
-                self._is_open = False
+                with self._users_changed:
+                    self._is_open = False
+                    self._users_changed.wait_for(lambda: self._users == 0)
                 self._database.close()
 
     def _save_index(self) -> None:
@@ -341,11 +345,18 @@ class Store:
 
     @contextmanager
     def _use(self) -> Generator[float]:
-        """Turn what the disk raises into our errors; gives the time."""
-        with storage_errors(self._database.path):
+        """Keep the store open and turn what the disk raises into our errors; gives the time."""
+        with self._users_changed:
             if not self._is_open:
                 raise SyscallError("not_available", "the memory store is closed")
-            yield self._clock()
+            self._users += 1
+        try:
+            with storage_errors(self._database.path):
+                yield self._clock()
+        finally:
+            with self._users_changed:
+                self._users -= 1
+                self._users_changed.notify_all()
 
     def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
         if len(vectors) and len(vectors[0]) != self.dimensions:  # the model may have been changed
