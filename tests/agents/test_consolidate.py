@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmos
 from llmos.agents.consolidate import PROFILE, cuts
 from llmos.kernel.kernel import Kernel
 from llmos.syscalls.rights import Quota
@@ -98,5 +100,38 @@ def test_out_of_budget_what_was_found_is_kept_and_it_says_that_it_is_not_complet
             assert (value["sentences"], value["facts"], value["is_complete"]) == (2, 1, False)
             (fact,) = await kernel.os.related("user", namespaces=["user-me"])
             assert fact.object == "Oslo"
+
+    asyncio.run(scenario())
+
+
+SAID = {
+    "I moved to Lisbon last year.": ("user", "moved to", "Lisbon last year"),
+    "My favourite food is sushi.": ("user's favourite food", "is", "sushi"),
+    "I am allergic to peanuts.": ("user", "am allergic to", "peanuts"),
+    "My sister Anna lives in Oslo.": ("user's sister Anna", "lives in", "Oslo"),
+    "I have two cats and a parrot.": ("user", "have", "two cats and a parrot"),
+    "My son plays the trumpet.": ("user's son", "plays", "the trumpet"),
+}
+PASSING = ("Thanks a lot for your help.", "Can you make it shorter.", "Give me three ideas.")
+
+
+@pytest.mark.model
+def test_the_real_models_find_what_lasts_and_cut_most_of_it_right(
+    smollm2_path: Path, minilm_path: Path, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with llmos.boot(home=tmp_path) as kernel:
+            value = await consolidated(kernel, said(*SAID, *PASSING))
+            assert value["is_complete"]
+            assert len(SAID) - 1 <= value["sentences"] <= len(SAID) + 1
+            hits = await kernel.os.retrieve(
+                "user", k=20, namespaces=["user-me"], where={"said_in": {"$exists": True}}
+            )
+            assert {hit.text for hit in hits} <= {*SAID, *PASSING}
+            told: set[tuple[str, str, str]] = set()
+            for subject in {fact[0] for fact in SAID.values()}:
+                for one in await kernel.os.related(subject, namespaces=["user-me"]):
+                    told.add((one.subject, one.relation, one.object))
+            assert len(told & set(SAID.values())) >= 4
 
     asyncio.run(scenario())
