@@ -26,9 +26,9 @@ from benchmarks.form import Floor, main_with
 from benchmarks.store_side import in_child, latency
 from benchmarks.stores import DURABLE, PACKAGES, SIDES, Side, installed
 
-HELD_ITEMS = 20_000
+HELD_ITEMS = 10_000
 QUICK_HELD_ITEMS = 2_000
-SECONDS = 5.0
+SECONDS = 4.0
 QUICK_SECONDS = 0.5
 AGENTS = (1, 8)
 BATCHES = (1, 100)

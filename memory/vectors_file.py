@@ -84,7 +84,7 @@ def load(folder: Path, *, dimensions: int, store_id: str, newest: Version) -> Lo
     if not path.exists():
         return None
     problem = loaded = None
-    trailer = _read_trailer(path)
+    trailer = read_trailer(path)
     if trailer is None:
         problem = "it is cut short or its checksum does not match"
     elif trailer["format"] != _FORMAT:
@@ -118,7 +118,7 @@ def _index(library: Any, trailer: dict[str, Any]) -> Index:
     )
 
 
-def _read_trailer(path: Path) -> dict[str, Any] | None:
+def read_trailer(path: Path) -> dict[str, Any] | None:
     """What the file says about itself; None unless all of it is as it was written."""
     before_tail = path.stat().st_size - _TAIL.size
     if before_tail < 0:
