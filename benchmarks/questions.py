@@ -32,7 +32,9 @@ Kind = Literal["purpose", "heading", "name", "number"]
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _LEAST_BODY = 120  # characters: a shorter one says no more than the sentence that was taken out
-_MOST_BODY = 1_500  # a longer one is cut, as an indexer would cut it into chunks
+# A longer one is cut, as an indexer would cut it into chunks: the embedding model reads 256 tokens,
+# and must not be shown less of a document than the words' index is.
+_MOST_BODY = 1_000
 _LEAST_WORDS = 4
 _GENERATED = {"abi.md"}  # a heading there is the name of one call, and its text a table of fields
 
