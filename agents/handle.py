@@ -307,6 +307,7 @@ class OS:
         rerank: bool = False,
         neighbours: int = 0,
         with_parent: bool = False,
+        hops: int = 0,
     ) -> tuple[r.Hit, ...]:
         """The k best notes for a query; options as in `calls.Retrieve`."""
         found = await self._trap.call(
@@ -324,6 +325,7 @@ class OS:
                 rerank=rerank,
                 neighbours=neighbours,
                 with_parent=with_parent,
+                hops=hops,
             )
         )
         return found.hits

@@ -124,6 +124,7 @@ class Library:
             reranker=reranker,
             neighbours=call.neighbours,
             with_parent=call.with_parent,
+            hops=call.hops,
         )
 
         async def search() -> Hits:

@@ -41,3 +41,4 @@ class Query:
     reranker: Reranker | None = None
     neighbours: int = 0
     with_parent: bool = False
+    hops: int = 0

@@ -181,7 +181,5 @@ def _hit(reader: Reader, found: _Candidate, row: NoteRow, query: Query, chosen: 
         valid_to=row.valid_to,
         superseded_by=row.superseded_by,
         parent=row.parent,
-        context=passages(
-            reader.sql, row, chosen, neighbours=query.neighbours, with_parent=query.with_parent
-        ),
+        context=passages(reader.sql, row, chosen, query),
     )

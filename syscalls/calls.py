@@ -275,8 +275,9 @@ class Retrieve(Call[r.Hits]):
     relevance). `rerank` orders the best by a model that reads query and text together, where one is
     configured.
 
-    Context: `neighbours` of each hit before and after it in its source, and with `with_parent` the
-    note that it is a part of, as the hit's `context`.
+    Context: `neighbours` of each hit before and after it in its source, with `with_parent` the note
+    that it is a part of, and of a hit with a fact those within `hops` steps of its entities, ten at
+    most, as the hit's `context`.
     """
 
     op: Literal["retrieve"] = "retrieve"
@@ -293,6 +294,7 @@ class Retrieve(Call[r.Hits]):
     rerank: bool = False
     neighbours: int = Field(default=0, ge=0, le=20)
     with_parent: bool = False
+    hops: int = Field(default=0, ge=0, le=6)
 
 
 class Related(Call[r.Facts]):

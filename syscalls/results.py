@@ -196,12 +196,14 @@ class Remembered(Value):
 
 
 class Passage(Value):
-    """A note beside a hit: before or after it in the same source, or the one that it is a part of.
+    """A note around a hit: the one that it is a part of, one beside it, or one with a related fact.
 
-    `place` is 0 for the parent, -1 for the note just before, 1 for the one just after, and so on.
+    `place` is 0 for a parent, -1 for the note just before in the same source and 1 for the one just
+    after, and for a related fact how many steps away it is.
     """
 
     id: int
+    how: Literal["parent", "beside", "related"]
     place: int
     text: str
     position: int | None = None
@@ -211,7 +213,8 @@ class Hit(Value):
     """One retrieved item. `score` orders the hits; `parts` says what it is made of.
 
     It was so from `valid_from` to `valid_to` (None: it still is); `superseded_by` is the note that
-    ended it. `context` is what was asked for around it, in order, the parent first.
+    ended it. `context` is what was asked for around it: the parent, what is beside it in order,
+    related facts, the nearest first.
     """
 
     id: int

@@ -299,6 +299,27 @@ def test_the_parent_comes_first_in_the_context(store: Store) -> None:
     assert hit.context[0].id == hit.parent
 
 
+def test_facts_bring_along_those_that_touch_them_and_no_others(store: Store) -> None:
+    def tell(subject: str, relation: str, object: str, namespace: str = "a") -> None:
+        fact = Fact(subject=subject, relation=relation, object=object)
+        put(store, f"{subject} {relation} {object}.", namespace=namespace, fact=fact)
+
+    tell("Ann", "works at", "Acme")
+    tell("Acme", "is in", "Oslo")
+    tell("Oslo", "lies in", "Norway")
+    tell("Ann", "owns", "a boat")
+    tell("Ann", "fears", "spiders", namespace="b")
+    tell("Bob", "owns", "a car")
+    (hit,) = find(store, "Acme works", mode="lexical", k=1, hops=1)
+    assert [(one.how, one.place, one.text) for one in hit.context] == [
+        ("related", 1, "Acme is in Oslo."),
+        ("related", 1, "Ann owns a boat."),
+    ]
+    (hit,) = find(store, "Acme works", mode="lexical", k=1, hops=2)
+    assert [one.text for one in hit.context][2:] == ["Oslo lies in Norway."]
+    assert all(hit.context == () for hit in find(store, "owns", mode="lexical"))
+
+
 def test_without_asking_there_is_no_context(store: Store) -> None:
     _book(store)
     assert all(hit.context == () for hit in find(store))
