@@ -188,10 +188,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-if __name__ == "__main__":
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000, help="files of the tree")
     parser.add_argument("--quick", action="store_true", help="1,000 files")
     parser.add_argument("--real-kb", type=int, default=300, help="text for the real model; 0: none")
-    floors = [Floor("speedup", ">=", 30), Floor("memory_growth_mb", "<=", 50)]
-    main_with(parser, "ingest", measure, floors)
+    return parser
+
+
+FLOORS = [Floor("speedup", ">=", 30), Floor("memory_growth_mb", "<=", 50)]
+
+
+if __name__ == "__main__":
+    main_with(arguments(), "ingest", measure, FLOORS)
