@@ -98,11 +98,17 @@ class Said(NamedTuple):
 
 
 async def consolidate(
-    os: OS, *, namespace: str, notes: list[JsonObject], model: str | None = None
+    os: OS,
+    *,
+    namespace: str,
+    notes: list[JsonObject],
+    whose: str = "",
+    model: str | None = None,
 ) -> JsonObject:
     """Make what a user said (`notes`: `{"id", "text", "at"}`) into facts of a namespace.
 
     `at` is when it was said, in seconds since the epoch: since then a fact is taken to be so.
+    `whose` names the person, where several share the namespace: each has a profile of their own.
     Returns `{"sentences", "facts", "duplicates", "superseded", "is_complete"}`; it is not complete
     when a quota ended it, and what was found until then is kept.
     Raises: SyscallError.
@@ -115,7 +121,7 @@ async def consolidate(
         for said in candidates:
             fact = await fact_of(os, said.text, model=model)
             if fact is not None:
-                stored = await _remember(os, namespace, said, fact)
+                stored = await _remember(os, namespace, said, fact, whose)
                 for key, count in stored.items():
                     counts[key] += count
     except SyscallError as problem:
@@ -123,7 +129,7 @@ async def consolidate(
             raise
         is_complete = False
     if counts["facts"]:
-        await _refresh_profile(os, namespace)
+        await _refresh_profile(os, namespace, whose)
     return {**counts, "is_complete": is_complete}
 
 
@@ -226,8 +232,9 @@ def _is_single(subject: str, relation: str) -> bool:
     return is_attribute or " ".join(words[:2]) in _SINGLE
 
 
-async def _remember(os: OS, namespace: str, said: Said, fact: Fact) -> dict[str, int]:
-    note = Note(text=said.text, fact=fact, metadata={"said_in": said.note}, valid_from=said.at)
+async def _remember(os: OS, namespace: str, said: Said, fact: Fact, whose: str) -> dict[str, int]:
+    metadata: JsonObject = {"said_in": said.note, "said_by": whose}
+    note = Note(text=said.text, fact=fact, metadata=metadata, valid_from=said.at)
     stored = await os.remember([note], namespace=namespace)
     return {
         "facts": 1 - stored.duplicates,
@@ -236,20 +243,21 @@ async def _remember(os: OS, namespace: str, said: Said, fact: Fact) -> dict[str,
     }
 
 
-async def _refresh_profile(os: OS, namespace: str) -> None:
+async def _refresh_profile(os: OS, namespace: str, whose: str) -> None:
     """Write the note anew that lists what is known of the user now."""
+    source = f"{PROFILE}:{whose}" if whose else PROFILE
     known = await os.retrieve(
         "what is known of the user",
         k=PROFILE_FACTS,
         mode="dense",
         namespaces=[namespace],
         kinds=["semantic"],
-        where={"said_in": {"$exists": True}},
+        where={"said_by": whose},
     )
-    await os.forget(source=PROFILE, namespace=namespace)
+    await os.forget(source=source, namespace=namespace)
     if known:
         lines = "\n".join(f"- {hit.text}" for hit in sorted(known, key=lambda hit: hit.id))
-        note = Note(text=f"The user said:\n{lines}", source=PROFILE, kind="semantic")
+        note = Note(text=f"The user said:\n{lines}", source=source, kind="semantic")
         await os.remember([note], namespace=namespace)
 
 

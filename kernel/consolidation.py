@@ -132,6 +132,7 @@ class Consolidation:
             kwargs={
                 "namespace": namespace,
                 "notes": [{"id": note.id, "text": note.text, "at": note.at} for note in notes],
+                "whose": owner,
                 "model": setting.model,
             },
             capabilities=Capabilities(models=frozenset({"*"}), read=only, write=only),

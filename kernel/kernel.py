@@ -90,9 +90,7 @@ class Kernel:
         self.library = Library(
             self.devices,
             self._open_store,
-            reembedding=Reembedding(
-                self.devices, settings.embedding, start=lambda change: self._reembed(change)
-            ),
+            reembedding=Reembedding(self.devices, settings.embedding, start=self._reembed),
             rerank=None if settings.reranker is None else self.devices.rerank,
         )
         self.ingestions = Ingestions(self.library, self.files)
@@ -402,7 +400,7 @@ class Kernel:
         self._start(
             self.init,
             "consolidation",
-            lambda handle: consolidation.run(handle),
+            consolidation.run,
             nice=LOWEST,
             prepare=prepare,
         )

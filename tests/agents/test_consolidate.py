@@ -90,6 +90,21 @@ def test_a_later_fact_supersedes_the_older_and_the_same_again_is_a_duplicate(
     asyncio.run(scenario())
 
 
+def test_people_who_share_a_namespace_have_profiles_of_their_own(boot_agents: Any) -> None:
+    async def scenario() -> None:
+        async with boot_agents(REPLIES) as kernel:
+            await consolidated(kernel, said("I live in Oslo."), whose="ann")
+            await consolidated(kernel, said("My sister is called Anna.", first=3), whose="bob")
+            hits = await kernel.os.retrieve("said", k=9, namespaces=["user-me"])
+            profiles = {hit.source: hit.text for hit in hits if hit.source is not None}
+            assert profiles == {
+                f"{PROFILE}:ann": "The user said:\n- I live in Oslo.",
+                f"{PROFILE}:bob": "The user said:\n- My sister is called Anna.",
+            }
+
+    asyncio.run(scenario())
+
+
 def test_out_of_budget_what_was_found_is_kept_and_it_says_that_it_is_not_complete(
     boot_agents: Any,
 ) -> None:

@@ -46,7 +46,7 @@ class Reader:
         self.ran = asyncio.Event()
 
     async def __call__(
-        self, os: Any, *, namespace: str, notes: list[dict[str, Any]], model: str | None
+        self, os: Any, *, namespace: str, notes: list[dict[str, Any]], whose: str, model: str | None
     ) -> Any:
         self.given.append((namespace, [note["text"] for note in notes]))
         self.seen += [one for one in await os.ps() if one.pid == os.pid]
@@ -112,12 +112,14 @@ class Learner(Reader):
     """A program `consolidate` that keeps what it was given as something learned."""
 
     async def __call__(
-        self, os: Any, *, namespace: str, notes: list[dict[str, Any]], model: str | None
+        self, os: Any, *, namespace: str, notes: list[dict[str, Any]], whose: str, model: str | None
     ) -> Any:
         await os.remember(
             [f"learned: {', '.join(note['text'] for note in notes)}"], namespace=namespace
         )
-        return await super().__call__(os, namespace=namespace, notes=notes, model=model)
+        return await super().__call__(
+            os, namespace=namespace, notes=notes, whose=whose, model=model
+        )
 
 
 def test_what_is_learned_from_somebody_is_forgotten_with_what_they_said(boot_kernel: Any) -> None:
