@@ -105,7 +105,8 @@ class _Cutter:
         self._bare = None
         gaps = (_LINE_GAP,) if block.has_lines else (_SENTENCE_GAP, _LINE_GAP)
         for piece in self._cut(block.text, block.place, block.joint, gaps):
-            yield from self._take(piece)
+            if piece.text.strip():
+                yield from self._take(piece)
 
     def finish(self) -> Iterator[Chunk]:
         """What is left."""
@@ -154,24 +155,31 @@ class _Cutter:
         self, text: str, place: int, joint: str, gaps: tuple[re.Pattern[str], ...]
     ) -> Iterator[_Piece]:
         """A text whole where it fits, else cut at the first kind of gap that it has."""
-        room = self._limit - self._here.tokens
-        if not text.strip():
+        whole = self._whole(text, place, joint)
+        if whole is not None:
+            yield whole
             return
-        if len(text) <= room * _MOST_CHARACTERS_A_TOKEN:
-            tokens = max(self._count(text), len(text) // _MOST_CHARACTERS_A_TOKEN)
-            if tokens <= room or len(text) == 1:
-                yield _Piece(text, place, joint, tokens)
-                return
-        spans = _between(text, gaps[0]) if gaps else _halves(text)
         ended, lines = 0, 0
-        for start, end in spans:
+        for start, end in _between(text, gaps[0]) if gaps else _halves(text):
             if self._counts_lines:
                 lines += text.count("\n", ended, start)
             between = text[ended:start] if ended else joint
-            yield from self._cut(text[start:end], place + lines, between, gaps[1:])
+            piece = self._whole(text[start:end], place + lines, between)
+            if piece is not None:
+                yield piece
+            else:
+                yield from self._cut(text[start:end], place + lines, between, gaps[1:])
             if self._counts_lines:
                 lines += text.count("\n", start, end)
             ended = end
+
+    def _whole(self, text: str, place: int, joint: str) -> _Piece | None:
+        """A text as one piece, where it fits into a chunk."""
+        room = self._limit - self._here.tokens
+        if len(text) > room * _MOST_CHARACTERS_A_TOKEN:
+            return None
+        tokens = max(self._count(text), len(text) // _MOST_CHARACTERS_A_TOKEN)
+        return _Piece(text, place, joint, tokens) if tokens <= room or len(text) == 1 else None
 
 
 def _between(text: str, gap: re.Pattern[str]) -> Iterator[tuple[int, int]]:

@@ -152,7 +152,7 @@ class Ingestion:
             self._tally.unchanged += 1
             self._intake.touch(found, digest)
             return
-        file = self._intake.begin(found, digest)
+        file = self._intake.begin(found, digest, is_known=known is not None)
         try:
             for note in self._notes(found.path, data):
                 self._intake.add(file, note)

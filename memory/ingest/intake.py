@@ -1,7 +1,8 @@
 """Files on their way into the store: their notes wait for a batch, are embedded and remembered.
 
-New notes are stored before a file's old ones go, and the manifest is written last: after a crash
-the file counts as changed, and what was stored is found to be there. Never more than a batch waits,
+A new file is in the manifest before its first note is stored, new notes are stored before the old
+ones go, and the manifest's row is completed last: after a crash the file counts as changed, and what
+was stored is found to be there. Never more than a batch waits,
 however large a file is.
 """
 
@@ -44,6 +45,7 @@ class Incoming:
     old: frozenset[int] = frozenset()
     old_by_text: Mapping[str, int] = field(default_factory=dict[str, int])
     positions: dict[int, int] = field(default_factory=dict[int, int])  # of the notes it gets
+    is_known: bool = True  # it has a row in the manifest
     is_touched: bool = False  # its content is known: only its time is new
 
     @property
@@ -91,7 +93,7 @@ class Intake:
         with self._store.reading() as reader:
             return manifest.find(reader.sql, self._namespace, str(found.path))
 
-    def begin(self, found: Found, digest: bytes) -> Incoming:
+    def begin(self, found: Found, digest: bytes, *, is_known: bool) -> Incoming:
         """A file that is new or changed, with the notes that it has now."""
         with self._store.reading() as reader:
             old = reader.sql.execute(
@@ -99,7 +101,8 @@ class Intake:
                 (self._namespace, str(found.path)),
             ).fetchall()
         ids = frozenset(note for note, _ in old)
-        return Incoming(found, digest, reader.now, ids, {text: note for note, text in old})
+        by_text = {text: note for note, text in old}
+        return Incoming(found, digest, reader.now, ids, by_text, is_known=is_known)
 
     def add(self, file: Incoming, note: Note) -> None:
         """Let a file's next note wait for its batch."""
@@ -149,6 +152,7 @@ class Intake:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
+        self._begin({one.file.path: one.file for one in waiting if not one.file.is_known})
         old = self._old_vectors(waiting)
         try:
             remembered = self._remember(waiting, old)
@@ -162,6 +166,19 @@ class Intake:
             one.file.positions.setdefault(note, one.note.position)
         self.stored.notes += len(waiting) - remembered.duplicates
         self.stored.reused += len(old.vectors)
+
+    def _begin(self, files: Mapping[str, Incoming]) -> None:
+        """Put new files into the manifest, so that a crash leaves no note of an unknown file."""
+        if not files:
+            return
+
+        def write(sql: sqlite3.Connection) -> None:
+            for path in files:
+                manifest.begin(sql, self._namespace, path)
+
+        self._store.record(write)
+        for file in files.values():
+            file.is_known = True
 
     def _remember(self, waiting: Sequence[_Waiting], old: _Old) -> Remembered:
         """Store notes with the vectors that are known, or with new ones.

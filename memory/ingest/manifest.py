@@ -69,6 +69,15 @@ def put(
     )
 
 
+def begin(sql: sqlite3.Connection, namespace: str, path: str) -> None:
+    """Write down that a file which was not known is being taken in, before any of its notes are."""
+    sql.execute(
+        "INSERT INTO documents (namespace, path, size, mtime_ns, digest, chunks, ingested_at)"
+        " VALUES (?, ?, 0, 0, x'', -1, 0) ON CONFLICT DO NOTHING",
+        (namespace, path),
+    )
+
+
 def place(sql: sqlite3.Connection, positions: Mapping[int, int]) -> None:
     """Give notes that were there before the places in their source that they have now."""
     sql.executemany(
@@ -96,10 +105,10 @@ def below(sql: sqlite3.Connection, namespace: str, folder: str, after: str) -> l
 def listed(sql: sqlite3.Connection, namespaces: Sequence[str] | None) -> Iterator[Listed]:
     """The files of some namespaces (None: all), by namespace and path."""
     names = list(namespaces or ())
-    chosen = "" if namespaces is None else f"WHERE namespace IN ({', '.join('?' * len(names))})"
+    chosen = "" if namespaces is None else f"AND namespace IN ({', '.join('?' * len(names))})"
     rows = sql.execute(
         "SELECT namespace, path, size, chunks, ingested_at FROM documents"
-        f" {chosen} ORDER BY namespace, path",
+        f" WHERE chunks >= 0 {chosen} ORDER BY namespace, path",
         names,
     )
     return (Listed(*row) for row in rows)

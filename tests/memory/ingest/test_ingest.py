@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,68 @@ def test_the_same_text_twice_in_a_file_does_not_make_it_look_changed(
     write(folder / "t.csv", "1,2\n1,2\n")
     ingest(store, folder, recipe=Recipe(chunk_tokens=2))
     assert ingest(store, folder, recipe=Recipe(chunk_tokens=2)).unchanged == 3
+
+
+class Faulty:
+    """A store whose n-th write does not happen, or happens and is the last thing that does."""
+
+    def __init__(self, store: Store, last: int, *, is_done: bool) -> None:
+        self._store = store
+        self._left = last
+        self._is_done = is_done
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in ("remember", "forget", "record"):
+            return method
+
+        def write(*args: Any, **options: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._is_done:
+                raise RuntimeError("killed")
+            value = method(*args, **options)
+            if self._left == 0:
+                raise RuntimeError("killed")
+            return value
+
+        return write
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("last", range(1, 8))
+def test_a_run_that_dies_at_any_write_is_made_up_for(
+    last: int, is_done: bool, store: Store, folder: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(chunk_tokens=4)
+
+    def contents(of: Store) -> list[tuple[str | None, int | None, str]]:
+        with of.reading() as reader:
+            ids = [note for (note,) in reader.sql.execute("SELECT id FROM notes")]
+            notes = reader.notes(ids).values()
+        return sorted((row.source, row.position, row.text) for row in notes)
+
+    ingest(store, folder, recipe=recipe)
+    write(folder / "lamp.md", "# Lamp\n\nNew line here.\n\nShips see it.\n", OLD + 1)
+    write(folder / "more.txt", "One more file of two chunks. It has two.")
+    (folder / "deep" / "tide.txt").unlink()
+    faulty: Any = Faulty(store, last, is_done=is_done)
+    with suppress(RuntimeError):  # some runs end before their last write
+        ingest(faulty, folder, recipe=recipe, forgets_gone=True)
+    ingest(store, folder, recipe=recipe, forgets_gone=True)
+    fresh = Store(tmp_path / "fresh", dimensions=2)
+    ingest(fresh, folder, recipe=recipe)
+    assert contents(store) == contents(fresh)
+    assert ingest(store, folder, recipe=recipe).unchanged == 2
+    fresh.close()
+
+
+@pytest.mark.parametrize("last", range(1, 6))
+def test_a_file_that_is_gone_before_it_was_all_there_is_forgotten(
+    last: int, store: Store, folder: Path
+) -> None:
+    faulty: Any = Faulty(store, last, is_done=True)
+    with suppress(RuntimeError):
+        ingest(faulty, folder)
+    (folder / "lamp.md").unlink()
+    ingest(store, folder, forgets_gone=True)
+    assert [hit.text for hit in found(store, "lamp ship tide")] == ["The tide is low."]
