@@ -28,7 +28,8 @@ def needed_models(config: Config) -> tuple[str, ...]:
     if default.driver == "scripted":
         return ()
     of_default = () if default.driver == "remote" else (default.source,)
-    return (*of_default, config.embedding.source)
+    of_reranker = () if config.reranker is None else (config.reranker.source,)
+    return (*of_default, config.embedding.source, *of_reranker)
 
 
 def bring_models(config: Config, screen: Console) -> None:

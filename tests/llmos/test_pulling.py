@@ -74,3 +74,8 @@ def test_offline_a_missing_model_is_an_error_that_names_the_remedy(tmp_path: Pat
 def test_a_scripted_model_needs_nothing(tmp_path: Path) -> None:
     assert needed_models(config(tmp_path, driver="scripted")) == ()
     assert needed_models(Config()) == ("smollm2", "minilm")
+
+
+def test_a_configured_reranker_is_needed_too() -> None:
+    with_reranker = Config().replace(reranker={"source": "hf:someone/reranker"})
+    assert needed_models(with_reranker)[-1] == "hf:someone/reranker"
