@@ -19,7 +19,7 @@ def namespace_of(folder: str, *, pid: int | None = None) -> str:
     A relative folder is in the home of the process `pid`, so another process's is another.
     """
     named = folder if PurePosixPath(folder).is_absolute() else f"{pid}:{folder}"
-    return f"folder-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+    return f"files-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
 
 
 async def indexer(

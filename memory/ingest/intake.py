@@ -1,9 +1,8 @@
 """Files on their way into the store: their notes wait for a batch, are embedded and remembered.
 
 A new file is in the manifest before its first note is stored, new notes are stored before the old
-ones go, and the manifest's row is completed last: after a crash the file counts as changed, and what
-was stored is found to be there. Never more than a batch waits,
-however large a file is.
+ones go, and the manifest's row is completed last: after a crash the file counts as changed, and
+what was stored is found to be there. Never more than a batch waits, however large a file is.
 """
 
 from __future__ import annotations
