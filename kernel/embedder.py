@@ -159,13 +159,15 @@ class Embedder:
     def info(self) -> DeviceInfo:
         """The device as `llmos devices` shows it."""
         is_open = self._driver is not None and not self.is_down
+        with self._wake:  # the queue is the device thread's as well
+            waiting = 0 if self._queue is None else len(self._queue.waiting())
         return DeviceInfo(
             name=self.name,
             driver="embedding",
             model=self.name,
             state="down" if self.is_down else "ready" if is_open else "opening",
             reason=self.reason,
-            waiting=0 if self._queue is None else len(self._queue.waiting()),
+            waiting=waiting,
             steps=self._passes,
         )
 

@@ -2,8 +2,9 @@
 
 A request of a few texts is somebody who waits for an answer; one of many is a load. Few go before
 many, each in passes of their own, and take turns with them, so that neither waits for more than one
-pass of the other. Loads of several agents are mixed and sorted by length. What runs in idle time
-comes only when nothing else waits. Not thread-safe.
+pass of the other. Loads of several agents are mixed and sorted by length. What is for idle time
+comes when nothing else waits, and after each 15 passes of others, so that it ends one day. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 Vectors = list[list[float]]
 
 FEW_TEXTS = 8
+PASSES_PER_IDLE = 15
 # A load is sorted by length within so many texts: enough for little padding, and a load that comes
 # later is mixed in soon.
 POOL_TEXTS = 256
@@ -68,6 +70,7 @@ class EmbeddingQueue:
         self._pool: deque[list[Item]] = deque()  # passes of loads, made up already
         self._idle_pool: deque[list[Item]] = deque()
         self._was_few = False
+        self._busy_passes = 0  # since the last for idle time
 
     def push(self, request: Request) -> None:
         """Queue a request's missing texts."""
@@ -88,16 +91,22 @@ class EmbeddingQueue:
 
     def next_pass(self) -> list[Item]:
         """The texts of the next pass; none when nothing waits."""
+        self._fill(self._idle_pool, self._idle)
+        if self._busy_passes < PASSES_PER_IDLE or not self._idle_pool:
+            if items := self._next_busy():
+                self._busy_passes += 1
+                return items
+        self._busy_passes = 0
+        return self._idle_pool.popleft() if self._idle_pool else []
+
+    def _next_busy(self) -> list[Item]:
         self._fill(self._pool, self._many)
         if self._few and not (self._was_few and self._pool):
             self._was_few = True
             if items := self._take_few():
                 return items
         self._was_few = False
-        if self._pool:
-            return self._pool.popleft()
-        self._fill(self._idle_pool, self._idle)
-        return self._idle_pool.popleft() if self._idle_pool else []
+        return self._pool.popleft() if self._pool else []
 
     def _take_few(self) -> list[Item]:
         """Small requests in the order in which they came, up to one pass."""

@@ -8,7 +8,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.kernel.embedding_queue import FEW_TEXTS, EmbeddingQueue, Request
+from llmos.kernel.embedding_queue import FEW_TEXTS, PASSES_PER_IDLE, EmbeddingQueue, Request
 
 REQUESTS = st.lists(
     st.tuples(st.lists(st.integers(1, 900), min_size=1, max_size=40), st.booleans()), max_size=8
@@ -64,6 +64,22 @@ def test_few_and_many_take_turns_and_idle_comes_last() -> None:
                 queue.push(request([10]))
         assert order[:6] == ["few", "many", "few", "many", "few", "many"]
         assert order[-1] == "idle"
+
+    asyncio.run(scenario())
+
+
+def test_idle_work_is_not_put_off_for_ever() -> None:
+    async def scenario() -> None:
+        queue = EmbeddingQueue(pass_tokens=300, max_tokens=200)
+        idle = request([800] * 9, is_idle=True)
+        queue.push(idle)
+        for _ in range(2 * PASSES_PER_IDLE):
+            queue.push(request([10]))
+            (item, *_) = queue.next_pass()
+            if item.request is idle:
+                break
+        else:
+            raise AssertionError("idle work was never given out")
 
     asyncio.run(scenario())
 
