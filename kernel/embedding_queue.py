@@ -92,10 +92,10 @@ class EmbeddingQueue:
     def next_pass(self) -> list[Item]:
         """The texts of the next pass; none when nothing waits."""
         self._fill(self._idle_pool, self._idle)
-        if self._busy_passes < PASSES_PER_IDLE or not self._idle_pool:
-            if items := self._next_busy():
-                self._busy_passes += 1
-                return items
+        is_idle_due = self._busy_passes >= PASSES_PER_IDLE and self._idle_pool
+        if not is_idle_due and (items := self._next_busy()):
+            self._busy_passes += 1
+            return items
         self._busy_passes = 0
         return self._idle_pool.popleft() if self._idle_pool else []
 
