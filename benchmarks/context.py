@@ -29,6 +29,7 @@ import llmos
 from benchmarks.dialogues import Turn, dialogue
 from benchmarks.form import Floor, main_with
 from llmos.config import ModelConfig
+from llmos.context_picture import draw
 from llmos.kernel.kernel import Kernel
 from llmos.memory.context import Context
 from llmos.memory.context_policy import POLICIES, ContextPolicy
@@ -36,6 +37,7 @@ from llmos.memory.context_state import ContextState
 from llmos.memory.paging import Paging
 from llmos.memory.segments import DROPPED_RESULT
 from llmos.syscalls.content import assistant, system, user
+from llmos.syscalls.results import ContextInfo
 
 BUDGET, ANSWER, RECALL = 2048, 128, 256
 EXCHANGES = 16
@@ -93,11 +95,13 @@ class Seen:
     recalled: list[int] = field(default_factory=list[int])
     prepare_ms: list[float] = field(default_factory=list[float])
     model_tokens: int = 0
+    info: ContextInfo | None = None  # of the newest dialogue
 
     def add(self, other: Seen) -> None:
         for name in ("asked", "left", "prefill", "window", "recalled", "prepare_ms"):
             getattr(self, name).extend(getattr(other, name))
         self.model_tokens += other.model_tokens
+        self.info = other.info
 
 
 def common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -143,6 +147,7 @@ async def run(kernel: Kernel, policy: ContextPolicy, turns: Sequence[Turn], numb
         held = engine.render([*window, assistant(turn.reply)])
         await contexts.extend(process, context, [assistant(turn.reply)])
     assert not any(DROPPED_RESULT in message.text for message in context.window())
+    seen.info = context.info()
     seen.model_tokens = spent.tokens_in + spent.tokens_out - before
     return seen
 
@@ -186,6 +191,9 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     sides = chosen.sides or list(SIDES)
     with tempfile.TemporaryDirectory() as folder:
         seen = asyncio.run(all_sides(Path(folder), sides, chosen.seeds, turns, facts))
+    if chosen.picture is not None:
+        infos = [one.info for side in sides for one in seen[side][-1:] if one.info is not None]
+        chosen.picture.write_text(draw(infos), encoding="utf-8")
     found: dict[str, Any] = {"seeds": len(chosen.seeds), "turns": turns, "facts": facts}
     for side in sides:
         found |= figures(side, seen[side])
@@ -204,6 +212,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="60 turns instead of 200")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--sides", nargs="+", choices=list(SIDES))
+    parser.add_argument("--picture", type=Path, help="draw the windows over time into a file")
     return parser
 
 
