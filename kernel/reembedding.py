@@ -10,6 +10,7 @@ until the change is done search is by words alone, which the error says.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from llmos.syscalls.trap import Trap
 
 PROGRAM = "reembed"
 _PROGRESS_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Ended(Exception):
@@ -73,12 +76,14 @@ class Change:
                 return await self._watched(trap, making)
             except SyscallError as problem:
                 if problem.code != "busy":
+                    log.warning("the store keeps its old vectors until the next start: %s", problem)
                     raise
             finally:
                 if not making.done():
                     self._is_ended = True
                     self._may_go.set()
                     await asyncio.wait((making,))
+                    making.exception()  # `Ended`, mostly: the process is being ended
             await trap.call(calls.Sleep(seconds=_PROGRESS_S))  # another process is at it
 
     async def _watched(self, trap: Trap, making: asyncio.Future[int]) -> int:

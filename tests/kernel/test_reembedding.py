@@ -153,3 +153,22 @@ def test_the_same_model_changes_nothing(boot_kernel: Any) -> None:
             assert len(kernel.table) == 1
 
     asyncio.run(scenario())
+
+
+def test_the_process_can_be_stopped_continued_and_killed(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        await fill(boot_kernel)
+        new = Remainders(6, is_held=True)
+        async with boot_kernel(embedding=setting(6, driver=new)) as kernel:
+            await remainders(kernel, "query 7", 4)
+            (process,) = [one for one in kernel.table if one.program == "reembed"]
+            await kernel.os.signal(process.pid, "STOP")
+            assert process.shown_state == "stopped"
+            await kernel.os.signal(process.pid, "CONT")
+            await kernel.os.signal(process.pid, "KILL")
+            new.go.set()
+            assert process.task is not None
+            await asyncio.wait((process.task,))
+            assert await remainders(kernel, "query 7", 4) == {3}
+
+    asyncio.run(scenario())
