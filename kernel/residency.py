@@ -54,13 +54,13 @@ class Residency:
         self._attach = attach
         self._pace = pace or Pace()
         self._tiers = tiers or Tiers(host_bytes=share_of_memory())
-        self._can_save = info.abilities.can_save
+        self._can_save, self._can_fork = info.abilities.can_save, info.abilities.can_fork
         self._whole_only = not info.abilities.can_trim
         self._kv = KVSpace(
             sequences=info.sequences,
             context_tokens=info.context_tokens,
             shared_cells=info.kv_cells,
-            can_fork=info.abilities.can_fork,
+            can_fork=self._can_fork,
             whole_only=self._whole_only,
             returns=self._tiers.returns,
         )
@@ -72,6 +72,11 @@ class Residency:
     def is_full(self) -> bool:
         """Whether every sequence is in use."""
         return self._kv.active_sequences == self._kv.sequences
+
+    @property
+    def can_lend_early(self) -> bool:
+        """Whether a prompt that is still being computed lends its beginning to others."""
+        return self._can_fork and not self._whole_only
 
     def place(self, generation: Generation) -> bool:
         """Give a generation a sequence with the longest prefix of it that is held.

@@ -259,6 +259,8 @@ class Stepper:
 
     def _should_wait_for_prefix(self, generation: Generation) -> bool:
         """Whether a running prefill is computing a prefix that this generation also needs."""
+        if not self._require_residency().can_lend_early:
+            return False
         is_mine_urgent = is_urgent(self._policy, generation.entry)
         for other in self._generations:
             if other.sequence is None or other.is_held or not other.is_prefilling:

@@ -452,6 +452,32 @@ def test_a_shared_prefix_is_computed_once(boot_kernel: Any) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("abilities", [Abilities(can_trim=False), Abilities(can_fork=False)])
+def test_what_a_running_prompt_cannot_lend_is_not_waited_for(
+    boot_kernel: Any, abilities: Abilities
+) -> None:
+    bench = Bench(script={}, sequences=2, batch_tokens=32, abilities=abilities)
+    rules = system("Rules that every agent reads. " * 20)
+
+    async def scenario() -> None:
+        async with boot_kernel(models=bench.models) as kernel:
+            bench.is_gated = True
+            asked = [
+                asyncio.ensure_future(kernel.os.generate([rules, user(case)], max_tokens=10))
+                for case in ("one", "two")
+            ]
+            info = kernel.devices.infos()[0]
+            while info.running + info.waiting < 2:
+                await bench.step()
+                info = kernel.devices.infos()[0]
+            bench.free()
+            assert (info.running, info.waiting) == (2, 0)
+            texts = [generated.text for generated in await asyncio.gather(*asked)]
+            assert texts == [pseudo_text(case)[:10] for case in ("one", "two")]
+
+    asyncio.run(scenario())
+
+
 def test_contexts_keep_turns_and_forks_go_their_own_way(boot_kernel: Any) -> None:
     bench = Bench(script={"one": "first", "two": "second"})
 
