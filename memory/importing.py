@@ -159,11 +159,13 @@ class _Import:
     def link(self) -> None:
         """Say of each note that was superseded by which."""
         pairs = [(self._ids[by], note) for note, by in self._ended if by in self._ids]
-        self._store.record(
-            lambda sql: sql.executemany(
+
+        def write(sql: sqlite3.Connection) -> None:
+            sql.executemany(
                 "UPDATE notes SET superseded_by = ? WHERE id = ? AND superseded_by IS NULL", pairs
             )
-        )
+
+        self._store.record(write)
 
     def _vectors(self, batch: Sequence[Record]) -> Embedded:
         kept: dict[int, Sequence[float]] = {

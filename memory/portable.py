@@ -14,7 +14,7 @@ import base64
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -22,9 +22,6 @@ from pydantic import ValidationError
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject
-
-if TYPE_CHECKING:
-    import pyarrow
 
 FORM_VERSION = 1
 BATCH_RECORDS = 1000
@@ -157,7 +154,7 @@ def _parquet_rows(path: Path, file: Any) -> Iterator[Record]:
             yield from_json(row, f"{path} row {number}")
 
 
-def _schema(header: Header) -> pyarrow.Schema:
+def _schema(header: Header) -> Any:
     import pyarrow as pa
 
     fields = [
@@ -184,7 +181,7 @@ def _schema(header: Header) -> pyarrow.Schema:
     return pa.schema(fields, metadata={"llmos_memory": about})
 
 
-def _row(record: Record, schema: pyarrow.Schema) -> JsonObject:
+def _row(record: Record, schema: Any) -> JsonObject:
     row = as_json(record)
     row["metadata"] = json.dumps(row.get("metadata", {}), ensure_ascii=False)
     if "fact" in row:

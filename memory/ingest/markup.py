@@ -75,8 +75,7 @@ def html(text: str) -> Iterator[Heading | Block]:
 
 
 def _walk(root: Tag) -> Iterator[Heading | Block]:
-    from bs4 import NavigableString, Tag
-    from bs4.element import PreformattedString
+    from bs4.element import NavigableString, PreformattedString, Tag
 
     gathered: list[str] = []
     place = 1

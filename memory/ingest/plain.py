@@ -53,6 +53,7 @@ def table(text: str, *, delimiter: str | None = None) -> Iterator[Heading | Bloc
         dialect = csv.excel  # one column
     rows = enumerate(csv.reader(text.splitlines(keepends=True), dialect), 1)
     names: list[str] | None = None
+    number = 0
     try:
         for number, row in rows:
             cells = [" ".join(cell.split()) for cell in row]
