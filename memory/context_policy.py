@@ -23,17 +23,14 @@ SUMMARY_TOKENS = 192
 
 
 class ContextPolicy(Protocol):
-    """What a context asks when its window is over its room."""
+    """What a context asks when its window is over its room.
 
-    @property
-    def recalls(self) -> bool:
-        """Whether what was paged out is recalled for a new question."""
-        ...
+    `recalls`: what was paged out is recalled for a new question. `summarises`: what leaves is
+    marked `summarised`, and a summary takes its place.
+    """
 
-    @property
-    def summarises(self) -> bool:
-        """Whether what leaves is marked as `summarised`, and a summary takes its place."""
-        ...
+    recalls: ClassVar[bool]
+    summarises: ClassVar[bool]
 
     def make_room(self, paging: Paging, room_tokens: int) -> None:
         """Edit a window that is over its room, as far as the policy goes; exact counts after."""
