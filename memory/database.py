@@ -67,6 +67,7 @@ class Database:
                 "sqlite", f"{sqlite3.sqlite_version} is too old; the memory store needs 3.37"
             )
         self.path = folder.resolve() / DATABASE_FILE
+        self.busy_timeout_s = BUSY_TIMEOUT_S
         self._idle: list[sqlite3.Connection] = []
         self._is_open = True
         with storage_errors(self.path):
@@ -155,6 +156,10 @@ class Database:
             else:
                 connection.close()
 
+    def another(self) -> sqlite3.Connection:
+        """A connection of the caller's own, who closes it."""
+        return _connect(self.path, timeout_s=self.busy_timeout_s)
+
     def _reader(self) -> sqlite3.Connection:
         connection = _connect(self.path)
         connection.execute("PRAGMA query_only = ON")
@@ -183,13 +188,13 @@ class Database:
             _opened[self.path] -= 1
 
 
-def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+def _connect(path: Path, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
-        timeout=BUSY_TIMEOUT_S,
+        timeout=timeout_s,
     )
     try:
         connection.execute("PRAGMA synchronous = FULL")

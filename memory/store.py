@@ -40,6 +40,7 @@ from llmos.memory.nearest import NearestNotes
 from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
+from llmos.memory.upkeep import Report, backup, check, erase_traces
 from llmos.memory.usage import Usage
 from llmos.memory.vector_model import check_model
 from llmos.memory.vectors import unit_vectors
@@ -289,6 +290,31 @@ class Store:
         with self.reading() as reader:
             self._nearest.catch_up(reader.sql)
             self._nearest.build()
+
+    def check(self) -> Report:
+        """Read all of the store and report what does not fit together. Raises: as `retrieve`."""
+        with self.reading() as reader:
+            self._nearest.catch_up(reader.sql)
+            return check(self._database, self._nearest.index)
+
+    def backup(self, folder: Path) -> None:
+        """Copy the store into a new folder, consistently, while reads and writes go on.
+
+        Raises: SyscallError("invalid") when a store is there already; SyscallError("storage").
+        """
+        with self._use(), storage_errors(folder):
+            backup(self._database, folder)
+
+    def vacuum(self) -> None:
+        """Leave nothing of forgotten notes in the store's files, and give free space back.
+
+        Raises: SyscallError("busy") while somebody reads; SyscallError("storage").
+        """
+        with self.reading() as reader:
+            self._nearest.catch_up(reader.sql)
+            self._save_index()
+        with self._use():
+            erase_traces(self._database)
 
     def flush(self) -> None:
         """Save the index and fold the write-ahead log into the database.

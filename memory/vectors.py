@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Found = list[tuple[int, float]]
 
+PROBES_ARE_FOR = 10  # neighbours: for so many the probes were chosen
 _ID_BYTES = 8
 _MAP_ENTRY_BYTES = 40  # an entry of the map from id to place
 
@@ -212,14 +213,14 @@ class ListIndex:
             self.library.remove_ids(faiss.IDSelectorArray(len(ids), faiss.swig_ptr(ids)))
 
     def search(self, unit: Matrix, k: int, allowed: Allowed | None = None) -> Found:
-        if allowed is None:
-            return self._search(unit, k, self.probes, None)
+        there = len(self) if allowed is None else allowed.count
         # A filter that lets through one in ten is as if ten times as many neighbours were asked
-        # for: they lie in about ten times as many lists.
-        share = allowed.count / max(len(self), 1)
-        probes = min(self.lists, math.ceil(self.probes / max(share, 1e-9)))
+        # for: they lie in about ten times as many lists. Without one, further neighbours lie in the
+        # same lists for the most part.
+        more = max(1.0, k / PROBES_ARE_FOR) ** 0.5 * len(self) / max(there, 1)
+        probes = min(self.lists, math.ceil(self.probes * more))
         found = self._search(unit, k, probes, allowed)
-        if len(found) < min(k, allowed.count) and probes < self.lists:
+        if len(found) < min(k, there) and probes < self.lists:
             return self._search(unit, k, self.lists, allowed)
         return found
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llmos.memory.faiss_library import faiss_library, threads
-from llmos.memory.vectors import ListIndex, Recall
+from llmos.memory.vectors import PROBES_ARE_FOR, ListIndex, Recall
 
 if TYPE_CHECKING:
     from llmos.memory.vectors import Ids, Matrix
 
 TARGET = 0.985  # a little more than promised: it is measured on a sample
-NEIGHBOURS = 10  # the recall of so many is measured
+NEIGHBOURS = PROBES_ARE_FOR  # the recall of so many is measured
 SEARCHES = 256
 LISTS_PER_ROOT = 2.0  # lists for each unit of the square root of how many vectors there are
 VECTORS_PER_LIST = 64  # k-means learns from so many for each list
