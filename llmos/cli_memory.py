@@ -226,3 +226,33 @@ def import_(
         keeps_vectors=keep_vectors,
         as_json=as_json,
     )
+
+
+@app.command()
+@command
+def check(as_json: AsJson = False, config: ConfigFile = None) -> int:
+    """Look for damage, and say what to do about it; damage gives status 1."""
+    from llmos.commands_store import check_store
+
+    return check_store(configured(config), as_json=as_json)
+
+
+@app.command()
+@command
+def backup(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    config: ConfigFile = None,
+) -> int:
+    """Copy the store, whole and as of one moment, while it is in use."""
+    from llmos.commands_store import back_up
+
+    return back_up(configured(config), path)
+
+
+@app.command()
+@command
+def vacuum(config: ConfigFile = None) -> int:
+    """Give unused room back to the disk; nothing that was forgotten is left in the files."""
+    from llmos.commands_store import vacuum_store
+
+    return vacuum_store(configured(config))

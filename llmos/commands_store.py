@@ -1,4 +1,4 @@
-"""The commands that bring notes out of the store and in: `memory export`, `import`.
+"""The commands about the store as a whole: `memory export`, `import`, `check`, `backup`, `vacuum`.
 
 Only `import` boots a kernel, for the embedding model, and opens that where a vector is missing.
 """
@@ -15,6 +15,8 @@ from llmos import exits
 from llmos.booting import boot, open_memory
 from llmos.commands_memory import say
 from llmos.kernel.ingestion import embedding_from_thread
+from llmos.memory.folder import DATABASE_FILE
+from llmos.memory.ingest import manifest
 from llmos.pulling import bring_embedding
 from llmos.tables import console, count, size
 
@@ -69,6 +71,51 @@ def import_notes(
             f"{count(done.notes)} notes stored, {count(done.duplicates)} were there; "
             f"{count(done.embedded)} texts embedded"
         )
+    return exits.OK
+
+
+def check_store(config: Config, *, as_json: bool) -> int:
+    """Look for damage; status 1 when there is some.
+
+    Raises: SyscallError("storage") for a database that is too damaged to be opened.
+    """
+    with open_memory(config) as store:
+        found = store.check()
+        database = store.folder / DATABASE_FILE
+    if as_json:
+        print(json.dumps({"notes": found.notes, "problems": found.problems}))
+    elif found.is_whole:
+        say(f"{database}: {count(found.notes)} notes, all whole")
+    else:
+        for problem in found.problems:
+            say(problem)
+        say(
+            f"{database} is damaged: restore a backup, or export what can be read and import it "
+            "into a new store"
+        )
+    return exits.OK if found.is_whole else exits.FAILED
+
+
+def back_up(config: Config, folder: Path) -> int:
+    """Copy the store into a new folder."""
+    with open_memory(config) as store:
+        store.backup(folder)
+        database = folder / DATABASE_FILE
+    say(
+        f"{database}, {size(database.stat().st_size)}; to use it, put it in place of "
+        f"{store.folder / DATABASE_FILE} while nothing runs"
+    )
+    return exits.OK
+
+
+def vacuum_store(config: Config) -> int:
+    """Leave nothing of what was forgotten, and give its room back."""
+    with open_memory(config) as store:
+        before = store.stat().database_bytes
+        store.record(manifest.drop_forgotten)
+        store.vacuum()
+        after = store.stat().database_bytes
+    say(f"{size(before)} before, {size(after)} after")
     return exits.OK
 
 

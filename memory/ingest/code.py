@@ -24,10 +24,11 @@ _KEYWORD = (
     r"package|type|object|record|protocol|extension|sub|proc|macro_rules!)"
 )
 _DEFINITION = re.compile(
-    rf"^(?:{_MODIFIERS}{_KEYWORD}\s+[^\s({{:;<=]+"  # pub fn run
-    r"|[A-Za-z_][\w \t*&:<>,~]*[\s*&]~?[\w:]+(?=\([^;]*$))",  # static int run(...) {
-    re.MULTILINE,
+    rf"{_MODIFIERS}{_KEYWORD}\s+[^\s({{:;<=]+"  # pub fn run
+    r"|[A-Za-z_][\w \t*&:<>,~]*[\s*&]~?[\w:]+(?=\([^;]*$)"  # static int run(...) {
 )
+# Further along no line is looked at: names stand at the beginning, and minified code is one line.
+_NAMED_WITHIN = 200
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -51,12 +52,19 @@ def code(text: str) -> Iterator[Heading | Block]:
     ends = [(match.start(), match.end()) for match in _PART.finditer(text)]
     for end, after in [*ends, (len(text), len(text))]:
         part = text[start:end]
-        found = _DEFINITION.search(part)
-        name = " ".join(found[0].split()) if found else ""
-        yield Heading(name, 1, line, is_text=False)
+        yield Heading(_name(part), 1, line, is_text=False)
         yield Block(part.strip("\n"), line, has_lines=True)
         line += text.count("\n", start, after)
         start = after
+
+
+def _name(part: str) -> str:
+    """What the first definition in a part defines; "" when it has none."""
+    for line in part.split("\n"):
+        found = _DEFINITION.match(line[:_NAMED_WITHIN])
+        if found:
+            return " ".join(found[0].split())
+    return ""
 
 
 def _body(

@@ -32,6 +32,10 @@ class Listed(NamedTuple):
     ingested_at: float
 
 
+_HAS_NOTES = (
+    "EXISTS (SELECT 1 FROM notes"
+    " WHERE notes.namespace = documents.namespace AND notes.source = documents.path)"
+)
 _NOTES_OF_IT = (
     "(SELECT count(*) FROM notes"
     " WHERE notes.namespace = documents.namespace AND notes.source = documents.path)"
@@ -91,6 +95,11 @@ def drop(sql: sqlite3.Connection, namespace: str, path: str) -> None:
     sql.execute("DELETE FROM documents WHERE namespace = ? AND path = ?", (namespace, path))
 
 
+def drop_forgotten(sql: sqlite3.Connection) -> None:
+    """Drop the rows of files whose notes somebody forgot; their paths may be private too."""
+    sql.execute(f"DELETE FROM documents WHERE NOT {_HAS_NOTES}")
+
+
 def below(sql: sqlite3.Connection, namespace: str, folder: str, after: str) -> list[str]:
     """The next thousand known paths at or below a folder, in order, after a path ("" at first)."""
     inside = folder.rstrip("/") + "/"
@@ -103,12 +112,12 @@ def below(sql: sqlite3.Connection, namespace: str, folder: str, after: str) -> l
 
 
 def listed(sql: sqlite3.Connection, namespaces: Sequence[str] | None) -> Iterator[Listed]:
-    """The files of some namespaces (None: all), by namespace and path."""
+    """The files of some namespaces (None: all) that have notes, by namespace and path."""
     names = list(namespaces or ())
     chosen = "" if namespaces is None else f"AND namespace IN ({', '.join('?' * len(names))})"
     rows = sql.execute(
         "SELECT namespace, path, size, chunks, ingested_at FROM documents"
-        f" WHERE chunks >= 0 {chosen} ORDER BY namespace, path",
+        f" WHERE {_HAS_NOTES} {chosen} ORDER BY namespace, path",
         names,
     )
     return (Listed(*row) for row in rows)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
+from io import StringIO
 
 from llmos.memory.ingest.document import Block, FileRefused, Heading
 
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+.:`_])\1{2,}\s*$")
 _TITLE_CHARACTERS = 120
 _DELIMITERS = ",;\t|"
-_SNIFFED_CHARACTERS = 8192
+_LOOKED_AT_CHARACTERS = 8192
 _NUMBER = re.compile(r"[-+]?[\d.,]+%?$")
 
 
@@ -42,16 +44,12 @@ def paragraphs(text: str, *, is_prose: bool) -> Iterator[Heading | Block]:
     yield from _paragraph(gathered, begun, is_prose)
 
 
-def table(text: str, *, delimiter: str | None = None) -> Iterator[Heading | Block]:
+def table(text: str) -> Iterator[Heading | Block]:
     """Rows of a delimited file, each as "column: value" pairs; rows count from 1 with the header.
 
     Raises: FileRefused("damaged").
     """
-    try:
-        dialect = csv.Sniffer().sniff(text[:_SNIFFED_CHARACTERS], delimiter or _DELIMITERS)
-    except csv.Error:
-        dialect = csv.excel  # one column
-    rows = enumerate(csv.reader(text.splitlines(keepends=True), dialect), 1)
+    rows = enumerate(csv.reader(StringIO(text, newline=""), delimiter=_delimiter(text)), 1)
     names: list[str] | None = None
     number = 0
     try:
@@ -88,6 +86,18 @@ def _paragraph(lines: list[str], place: int, is_prose: bool) -> Iterator[Block]:
 def _is_title(line: str, underline: str) -> bool:
     is_long_enough = len(underline.strip()) >= len(line.strip()) - 1
     return is_long_enough and len(line) <= _TITLE_CHARACTERS and not _UNDERLINE.match(line)
+
+
+def _delimiter(text: str) -> str:
+    """The mark that parts most of the first lines into equally many cells."""
+    lines = [line for line in text[:_LOOKED_AT_CHARACTERS].split("\n")[:20] if line.strip()]
+
+    def regularity(mark: str) -> tuple[int, int]:
+        counts = Counter(line.count(mark) for line in lines if mark in line)
+        ((cells, times),) = counts.most_common(1) or [(0, 0)]
+        return times, cells
+
+    return max(_DELIMITERS, key=regularity)
 
 
 def _is_header(cells: list[str]) -> bool:

@@ -60,7 +60,18 @@ def fill(namespace: str, *texts: str, owner: str | None = None) -> None:
 
 def test_help_lists_the_commands() -> None:
     shown = llmos("--help").stdout
-    for command in ("add", "search", "ls", "forget", "stat", "export", "import"):
+    for command in (
+        "add",
+        "search",
+        "ls",
+        "forget",
+        "stat",
+        "export",
+        "import",
+        "check",
+        "backup",
+        "vacuum",
+    ):
         assert f"  {command} " in shown
 
 
@@ -115,6 +126,36 @@ def test_notes_go_out_and_come_in(suffix: str) -> None:
     done = said("import", file, "-n", "two", "--keep-vectors")
     assert done == {"notes": 2, "duplicates": 0, "embedded": 0}
     assert said("ls") == [{"namespace": "two", "items": 2}]
+
+
+def test_a_store_is_checked_copied_and_emptied_of_what_was_forgotten(tmp_path: Path) -> None:
+    fill("one", "secretword", "b")
+    assert said("check") == {"notes": 2, "problems": []}
+    assert "all whole" in llmos("check").stdout
+    assert llmos("backup", "copy").exit_code == 0
+    assert llmos("backup", "copy").exit_code == 1  # there is one already
+    copy = Store(tmp_path / "copy", dimensions=DIMENSIONS)
+    assert copy.stat().items == 2
+    copy.close()
+    assert said("forget", "-n", "one", "--source", "secretword.md") == {"count": 1}
+    assert llmos("vacuum").exit_code == 0
+    files = [file for file in (tmp_path / "state" / "memory").iterdir() if file.is_file()]
+    assert files
+    assert not [file for file in files if b"secretword" in file.read_bytes()]
+
+
+def test_damage_is_told_with_what_to_do(tmp_path: Path) -> None:
+    fill("one", "a")
+    with opened() as store:
+        store.record(lambda sql: sql.execute("DELETE FROM vectors"))  # pyright: ignore
+    done = llmos("check")
+    assert done.exit_code == 1
+    assert "no whole vector" in done.stdout
+    assert "restore a backup" in done.stdout
+    (tmp_path / "state" / "memory" / "notes.db").write_bytes(b"nonsense")
+    broken = llmos("check")
+    assert broken.exit_code == 1
+    assert "damaged" in broken.stderr and "backup" in broken.stderr
 
 
 @pytest.mark.model

@@ -146,6 +146,8 @@ def test_a_table_names_its_columns_in_each_row() -> None:
         Block("name: Bob", 3, "\n"),
     ]
     assert texts(parts("a.csv", "1,2\n3,4\n")) == ["1; 2", "3; 4"]
+    assert texts(parts("a.csv", "a|b\n1,5|2\n2,5|3\n")) == ["a: 1,5; b: 2", "a: 2,5; b: 3"]
+    assert texts(parts("a.csv", "a\nb\n")) == ["a: b"]
     assert texts(parts("a.tsv", "name\tage\n")) == ["name, age"]
 
 
@@ -186,6 +188,16 @@ def test_other_code_is_parted_at_the_margin(name: str, source: str, names: list[
     assert [heading for heading in headings if heading in names] == names
     blocks = "".join(part.text for part in found if isinstance(part, Block))
     assert blocks.replace("\n", "") == source.replace("\n", "")
+
+
+def test_one_long_line_of_code_does_not_hold_up() -> None:
+    source = "a(" * 200_000
+    (block,) = [part for part in parts("a.min.js", source) if isinstance(part, Block)]
+    assert block.text == source
+
+
+def test_quotes_without_end_do_not_hold_up() -> None:
+    assert parts("a.csv", '"a' * 1000)
 
 
 def test_a_pdf_has_its_pages() -> None:
