@@ -83,7 +83,7 @@ def planned_cells(spec: ModelSpec, info: ModelInfo) -> int | None:
     if spec.kv_layout != "unified":
         _check_fits(window * spec.sequences, info, free)
         return None
-    fitting = free // info.kv_bytes_per_token // _CELL_BLOCK * _CELL_BLOCK
+    fitting = free // max(1, info.kv_bytes_per_token) // _CELL_BLOCK * _CELL_BLOCK
     cells = _rounded(spec.kv_cells or max(window, min(window * spec.sequences, fitting)))
     if cells < window:
         raise DeviceError(f"kv_cells must be at least the window of {info.context_tokens} tokens")

@@ -156,15 +156,20 @@ class LlamaModel:
         self._adapters.clear()
 
     def _kv_bytes_per_token(self, kind: KVType) -> int:
-        """Keys and values of one token in all layers, taking the first layer's heads for all."""
+        """Keys and values of one token in all layers, taking the first layer's heads for all.
+
+        0 for a model without attention, whose state does not grow.
+        """
         lib, model = self._lib, self.pointer
+        heads: int = lib.llama_model_n_head_kv(model)
+        if not heads:
+            return 0
         architecture = self._meta("general.architecture")
         head = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
         lengths = sum(
             int(self._meta(f"{architecture}.attention.{part}_length") or head)
             for part in ("key", "value")
         )
-        heads: int = lib.llama_model_n_head_kv(model)
         values: int = lib.llama_model_n_layer(model) * heads * lengths
         return int(values * KV_VALUE_BYTES[kind])
 
