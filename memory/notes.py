@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from pydantic_core import from_json
 
 from llmos.memory.conditions import entries
 from llmos.memory.filters import Filter, checked_namespace
@@ -202,7 +203,7 @@ def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:
     rows = sql.execute(f"SELECT {_COLUMNS} FROM notes WHERE id IN {among}", parameters)
     found = {row[0]: row for row in rows}
     return {
-        item: NoteRow._make((*row[:4], json.loads(row[4]), *row[5:]))
+        item: NoteRow._make((*row[:4], from_json(row[4]), *row[5:]))
         for item in ids
         if (row := found.get(item)) is not None
     }

@@ -19,7 +19,7 @@ A hit's `parts` has what its score is made of, as far as it was asked for:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
@@ -28,7 +28,7 @@ from llmos.memory.query import Query
 from llmos.memory.rank import diverse, faded, match_query, recency
 from llmos.memory.reader import Reader
 from llmos.memory.surroundings import passages
-from llmos.syscalls.results import Hit, Hits, NoteKind
+from llmos.syscalls.results import Hits
 
 if TYPE_CHECKING:
     from llmos.memory.notes import Matrix, NoteRow
@@ -79,9 +79,8 @@ def search(reader: Reader, query: Query, unit_vector: Matrix | None, now: float)
         found = _aged(found, rows, query.recency_s, chosen.valid_at)
     if query.diversity > 0:
         found = _unlike(reader, found, query)
-    return Hits(
-        hits=tuple(_hit(reader, one, rows[one.note], query, chosen) for one in found[: query.k])
-    )
+    hits = [_hit(reader, one, rows[one.note], query, chosen) for one in found[: query.k]]
+    return Hits.model_validate({"hits": hits})  # all at once: half as long as one by one
 
 
 def _is_reordered(query: Query) -> bool:
@@ -164,22 +163,25 @@ def _in_order(found: list[_Candidate]) -> list[_Candidate]:
     return sorted(found, key=lambda one: -one.score)
 
 
-def _hit(reader: Reader, found: _Candidate, row: NoteRow, query: Query, chosen: Filter) -> Hit:
-    return Hit(
-        id=row.id,
-        text=row.text,
-        namespace=row.namespace,
-        score=found.score,
-        parts=found.parts,
-        metadata=row.metadata,
-        source=row.source,
-        position=row.position,
-        created_at=row.created_at,
-        kind=cast("NoteKind", row.kind),
-        importance=row.importance,
-        valid_from=row.valid_from,
-        valid_to=row.valid_to,
-        superseded_by=row.superseded_by,
-        parent=row.parent,
-        context=passages(reader.sql, row, chosen, query),
-    )
+def _hit(
+    reader: Reader, found: _Candidate, row: NoteRow, query: Query, chosen: Filter
+) -> dict[str, Any]:
+    """The fields of a `Hit`."""
+    return {
+        "id": row.id,
+        "text": row.text,
+        "namespace": row.namespace,
+        "score": found.score,
+        "parts": found.parts,
+        "metadata": row.metadata,
+        "source": row.source,
+        "position": row.position,
+        "created_at": row.created_at,
+        "kind": row.kind,
+        "importance": row.importance,
+        "valid_from": row.valid_from,
+        "valid_to": row.valid_to,
+        "superseded_by": row.superseded_by,
+        "parent": row.parent,
+        "context": passages(reader.sql, row, chosen, query),
+    }
