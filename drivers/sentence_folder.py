@@ -110,6 +110,8 @@ def identity(folder: Path) -> str:
     DeviceError.
     """
     paths = [path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")]
+    if not paths:
+        raise DeviceError(f"there is no model in {folder}")
     digest = hashlib.sha256()
     try:
         for path in sorted(path for path in paths if path.name != "card.json"):
