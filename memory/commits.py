@@ -1,8 +1,9 @@
 """One commit for all who write at the same moment.
 
 A commit waits for the disk, so writers that come while one is under way share the next: the first
-of them to get the lock runs everybody's work in one transaction. What one of them raises undoes its
-own work alone, by a savepoint; what the commit raises is raised to all of it.
+of them runs everybody's work in one transaction. Those whose work is done go on at once and wait
+for no later group. What one of them raises undoes its own work alone, by a savepoint; what the
+commit raises is raised to all of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class _Work:
         self.is_done = False
         self.value: Any = None
         self.problem: BaseException | None = None
+        self.turn = Lock()  # held until the work is done, or its thread is to lead
+        self.turn.acquire()
 
 
 class GroupCommit:
@@ -32,24 +35,38 @@ class GroupCommit:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._lock = Lock()
         self._waiting: list[_Work] = []
-        self._list = Lock()
-        self._writing = Lock()
+        self._is_led = False
 
     def run(self, write: Callable[[sqlite3.Connection], R]) -> R:
         """What `write` returns, once all that it did is on the disk. Raises: what it raises, having
         changed nothing."""
         own = _Work(write)
-        with self._list:
+        with self._lock:
             self._waiting.append(own)
-        with self._writing:
-            if not own.is_done:
-                with self._list:
-                    together, self._waiting = self._waiting, []
-                self._commit(together)
+            leads, self._is_led = not self._is_led, True
+        if not leads:
+            own.turn.acquire()
+        if not own.is_done:
+            self._lead()
         if own.problem is not None:
             raise own.problem
         return cast("R", own.value)
+
+    def _lead(self) -> None:
+        """Commit what waits, let its writers go on, and leave the next group to its first."""
+        with self._lock:
+            together, self._waiting = self._waiting, []
+        try:
+            self._commit(together)
+        finally:
+            with self._lock:
+                following = self._waiting[:1]
+                self._is_led = bool(following)
+            # Those whose work is done wait for nobody else's.
+            for one in (*together, *following):
+                one.turn.release()
 
     def _commit(self, together: list[_Work]) -> None:
         try:
