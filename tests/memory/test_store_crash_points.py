@@ -82,7 +82,7 @@ def live(folder: Path) -> None:
 
 
 def live_for(folder: Path, lines: int) -> None:
-    """A life that ends by a kill once so many lines of the store's modules have run, or by itself."""
+    """A life that a kill ends once so many lines of the modules have run, unless it ends before."""
     left = lines
 
     def count(frame: FrameType, event: str, argument: Any) -> Any:
