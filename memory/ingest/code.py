@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 
 from llmos.memory.ingest.document import Block, Heading
+from llmos.memory.ingest.quiet import quiet
 
 _PART = re.compile(r"\n[ \t]*\n(?=[^\s})\]])")
 _MODIFIERS = (
@@ -36,8 +36,7 @@ _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def python(text: str) -> Iterator[Heading | Block]:
     """Functions, and classes by their methods; as other code where it does not parse."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the code's own authors should hear
+        with quiet():
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         yield from code(text)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmos.memory.ingest.document import Block, Heading
+from llmos.memory.ingest.quiet import quiet
 
 if TYPE_CHECKING:
     from bs4 import Tag
@@ -65,7 +66,8 @@ def html(text: str) -> Iterator[Heading | Block]:
     """Headings and the text of block elements, without scripts and navigation."""
     from bs4 import BeautifulSoup
 
-    soup = BeautifulSoup(text, "html.parser")
+    with quiet():
+        soup = BeautifulSoup(text, "html.parser")
     title = soup.title.get_text(" ", strip=True) if soup.title is not None else ""
     if title:
         yield Heading(title, 0, 1)

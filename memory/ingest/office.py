@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from zipfile import ZipFile
 
 from llmos.memory.ingest.document import Block, FileRefused, Heading
+from llmos.memory.ingest.quiet import quiet
 
 if TYPE_CHECKING:
     from docx.table import Table
     from docx.text.paragraph import Paragraph
+    from pypdf import PdfReader
 
 _BLANK = re.compile(r"\n\s*\n")
 _HEADING = re.compile(r"[Hh]eading (\d)")
@@ -32,16 +34,31 @@ def pdf(data: bytes) -> Iterator[Heading | Block]:
 
     is_empty = True
     with _reading("PDF"):
-        reader = PdfReader(BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):
+        with quiet("pypdf"):
+            reader = PdfReader(BytesIO(data))
+        if _is_locked(reader):
             raise FileRefused("encrypted", "a password locks it; save a copy without one")
         for number, page in enumerate(reader.pages, 1):
-            for paragraph in _BLANK.split(page.extract_text()):
+            for paragraph in _BLANK.split(_storable(page.extract_text())):
                 if paragraph.strip():
                     is_empty = False
                     yield Block(paragraph.strip("\n"), number)
     if is_empty:
         raise FileRefused("empty", "its pages hold pictures only; recognise their text first")
+
+
+def _is_locked(reader: PdfReader) -> bool:
+    from pypdf.errors import DependencyError
+
+    try:
+        return reader.is_encrypted and not reader.decrypt("")
+    except DependencyError:  # a cipher that pypdf leaves to a package which is not here
+        return True
+
+
+def _storable(text: str) -> str:
+    """Text without NULs and halves of characters, which wrong fonts produce."""
+    return text.encode(errors="replace").decode().replace("\0", " ")
 
 
 def docx(data: bytes) -> Iterator[Heading | Block]:

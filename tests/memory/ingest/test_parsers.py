@@ -136,6 +136,16 @@ def test_html_is_its_text_without_scripts_and_navigation() -> None:
     assert (found[0], found[1].place) == (Heading("Pumps", 0, 1), 3)
 
 
+def test_remarks_of_parsers_are_not_heard(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts("a.html", "<?xml version='1.0'?><html><p>x</p></html>")
+    parts("b.html", "https://example.org/")
+    parts("a.py", "x = '\\d'\n")
+    refusal("a.pdf", b"%PDF-1.4\nrubbish")
+    assert (caplog.text, *capsys.readouterr()) == ("", "", "")
+
+
 def test_a_deep_page_is_read() -> None:
     assert texts(parts("a.html", "<div>" * 5000 + "<p>deep</p>")) == ["deep"]
 
