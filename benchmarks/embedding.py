@@ -176,8 +176,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {name: round(value, 2) for name, value in figures.items()}
 
 
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--quick", action="store_true", help="a quarter of the texts")
+    return found
+
+
+FLOORS = (Floor("sorting", ">=", 1.2), Floor("cache", ">=", 20.0), Floor("kept", ">=", 0.7))
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the texts")
-    floors = [Floor("sorting", ">=", 1.2), Floor("cache", ">=", 20.0), Floor("kept", ">=", 0.7)]
-    main_with(parser, "embedding", measure, floors)
+    main_with(parser(), "embedding", measure, FLOORS)

@@ -119,8 +119,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return asyncio.run(run(texts, questions(texts, each=each)))
 
 
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__)
+    found.add_argument("--quick", action="store_true", help="an eighth of documents and questions")
+    return found
+
+
+FLOORS = (Floor("recall_over_best_other", ">=", 0.0), Floor("ndcg_over_best_other", ">", 0.0))
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="an eighth of documents and questions")
-    floors = [Floor("recall_over_best_other", ">=", 0.0), Floor("ndcg_over_best_other", ">", 0.0)]
-    main_with(parser, "hybrid", measure, floors)
+    main_with(parser(), "hybrid", measure, FLOORS)

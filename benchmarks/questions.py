@@ -147,7 +147,9 @@ def _docstrings() -> Iterator[Document]:
 def _documented(node: ast.AST, name: str) -> Iterator[Document]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         first, body = _split(ast.get_docstring(node) or "")
-        if len(body) >= _LEAST_BODY and len(_WORD.findall(first)) >= _LEAST_WORDS:
+        is_repeated = first in " ".join(body.split())
+        is_long = len(body) >= _LEAST_BODY and len(_WORD.findall(first)) >= _LEAST_WORDS
+        if is_long and not is_repeated:
             yield Document(name, f"{name}\n{body[:_MOST_BODY]}", first, "purpose")
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
