@@ -31,6 +31,7 @@ Found = list[tuple[int, float]]
 
 PROBES_ARE_FOR = 10  # neighbours: for so many the probes were chosen
 _ID_BYTES = 8
+_SMALL, _LARGE = 1e-200, 1e200  # squares of lengths between them are exact enough as they are
 _MAP_ENTRY_BYTES = 40  # an entry of the map from id to place
 
 
@@ -273,10 +274,18 @@ def unit_vectors(vectors: Sequence[Sequence[float]] | Matrix, dimensions: int) -
     if wrong := {len(vector) for vector in vectors} - {dimensions}:
         raise ValueError(f"a vector has {min(wrong)} dimensions, the store {dimensions}")
     matrix = np.asarray(vectors, dtype=np.float64).reshape(len(vectors), dimensions)
+    squares = np.einsum("ij,ij->i", matrix, matrix)
+    if not (squares.min(initial=1.0) > _SMALL and squares.max(initial=1.0) < _LARGE):
+        matrix = _in_range(matrix)
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+    return (matrix / np.sqrt(squares)[:, None]).astype(np.float32)
+
+
+def _in_range(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of the same directions whose squares neither overflow nor vanish."""
     if not np.isfinite(matrix).all():
         raise ValueError("a vector holds a value that is not a finite number")
     largest = np.abs(matrix).max(axis=1, keepdims=True)
     if not largest.all():
         raise ValueError("a vector is all zeros and has no direction")
-    matrix = matrix / largest  # so that squares of huge or tiny values stay in range
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+    return matrix / largest
