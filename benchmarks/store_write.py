@@ -34,7 +34,7 @@ AGENTS = (1, 8)
 BATCHES = (1, 100)
 SEARCHES_PER_S = 20
 K = 10
-_PROBES = 50
+_PROBES = 20
 
 
 class Numbers:
