@@ -80,6 +80,7 @@ class Kernel:
     retrieve = _blocking(OS.retrieve)
     related = _blocking(OS.related)
     forget = _blocking(OS.forget)
+    examples = _blocking(OS.examples)
     ingest = _blocking(OS.ingest)
     tool_call = _blocking(OS.tool_call)
     spawn = _blocking(OS.spawn)

@@ -86,13 +86,13 @@ def _told_before(
     notes: Sequence[Note], units: Matrix, place: int, least: float, found: dict[int, Near]
 ) -> Near | None:
     note = notes[place]
-    for earlier in range(place):
+    likeness = units[:place] @ units[place]
+    for earlier in (likeness >= least).nonzero()[0].tolist():
         other = notes[earlier]
         if (
             earlier not in found
             and other.fact is None
             and other.kind == note.kind
-            and float(units[earlier] @ units[place]) >= least
             and says_the_same(note.text, other.text)
         ):
             return Near(place=earlier)
