@@ -101,12 +101,11 @@ def figures(asked: Sequence[Question], found: Ranks) -> dict[str, Any]:
     return shown
 
 
-async def run(texts: Sequence[Document], asked: Sequence[Question]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        async with llmos.boot(home=Path(folder)) as kernel:
-            started = time.perf_counter()
-            found = await ranks(kernel.os, texts, asked)
-            seconds = time.perf_counter() - started
+async def run(texts: Sequence[Document], asked: Sequence[Question], home: Path) -> dict[str, Any]:
+    async with llmos.boot(home=home) as kernel:
+        started = time.perf_counter()
+        found = await ranks(kernel.os, texts, asked)
+        seconds = time.perf_counter() - started
     return {"documents": len(texts), **figures(asked, found), "seconds": round(seconds, 1)}
 
 
@@ -116,12 +115,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.quick:
         texts = texts[::QUICK_SHARE]
         each = {kind: most // QUICK_SHARE for kind, most in each.items()}
-    return asyncio.run(run(texts, questions(texts, each=each)))
+    asked = questions(texts, each=each)
+    if options.home is not None:
+        return asyncio.run(run(texts, asked, options.home))
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(run(texts, asked, Path(folder)))
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__)
     found.add_argument("--quick", action="store_true", help="an eighth of documents and questions")
+    found.add_argument(
+        "--home", type=Path, metavar="FOLDER", help="keep what is embedded, for a later run"
+    )
     return found
 
 
