@@ -43,7 +43,7 @@ from llmos.memory.search import search
 from llmos.memory.upkeep import Report, backup, check, erase_traces
 from llmos.memory.usage import Usage
 from llmos.memory.vector_model import check_model
-from llmos.memory.vectors import unit_vectors
+from llmos.memory.vectors import unit_vector, unit_vectors
 from llmos.memory.writing import Entered, enter, nearly_there
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -389,6 +389,8 @@ class Store:
             with self.reading() as reader:
                 self._nearest.catch_up(reader.sql)
         try:
+            if len(vectors) == 1:
+                return unit_vector(vectors[0], self.dimensions)
             return unit_vectors(vectors, self.dimensions)
         except ValueError as problem:
             raise SyscallError("invalid", str(problem), field=field) from problem

@@ -266,6 +266,16 @@ def nearest_of(ids: Ids, vectors: Matrix, unit: Matrix, k: int) -> Found:
     return [(int(ids[place]), float(scores[place])) for place in order]
 
 
+def unit_vector(vector: Sequence[float] | Matrix, dimensions: int) -> Matrix:
+    """A vector as `(1, dimensions)` of unit length. Raises: ValueError as `unit_vectors`."""
+    row = np.asarray(vector, dtype=np.float64)
+    if row.shape == (dimensions,):
+        square = float(row @ row)
+        if _SMALL < square < _LARGE:
+            return (row / square**0.5).astype(np.float32).reshape(1, dimensions)
+    return unit_vectors([vector], dimensions)
+
+
 def unit_vectors(vectors: Sequence[Sequence[float]] | Matrix, dimensions: int) -> Matrix:
     """Vectors as a matrix `(len(vectors), dimensions)` of unit rows.
 
