@@ -51,7 +51,7 @@ def parse(name: str, data: bytes, *, encoding: str | None = None) -> Document:
         return Document(format, "page", office.pdf(data))
     if format == "docx":
         return Document(format, "paragraph", office.docx(data))
-    text = decode(data, encoding)
+    text = decode(data, encoding).replace("\r\n", "\n")
     if not text.strip():
         raise FileRefused("empty", "it holds nothing but white space")
     suffix = PurePath(name).suffix.lower()

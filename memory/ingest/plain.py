@@ -74,7 +74,7 @@ def _lines(text: str) -> Iterator[str]:
         end = text.find("\n", start)
         if end < 0:
             end = len(text)
-        yield text[start:end].rstrip("\r")
+        yield text[start:end]
         start = end + 1
 
 

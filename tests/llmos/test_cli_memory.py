@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from llmos.booting import open_memory
+from llmos.booting import boot, open_memory
 from llmos.cli import app
 from llmos.config import load_config
 from llmos.memory.store import Store
@@ -142,6 +143,22 @@ def test_a_store_is_checked_copied_and_emptied_of_what_was_forgotten(tmp_path: P
     files = [file for file in (tmp_path / "state" / "memory").iterdir() if file.is_file()]
     assert files
     assert not [file for file in files if b"secretword" in file.read_bytes()]
+
+
+def test_the_commands_work_beside_a_running_kernel() -> None:
+    fill("one", "a", "b")
+
+    async def main() -> None:
+        async with boot(load_config()) as kernel:
+            assert (await kernel.os.memory_stat()).items == 2
+            assert await asyncio.to_thread(said, "ls") == [{"namespace": "one", "items": 2}]
+            gone = await asyncio.to_thread(said, "forget", "-n", "one", "--source", "a.md")
+            assert gone == {"count": 1}
+            assert (await kernel.os.memory_stat()).items == 1
+            (hit,) = await kernel.os.retrieve("a b", mode="lexical", namespaces=["one"])
+            assert hit.text == "b"
+
+    asyncio.run(main())
 
 
 def test_damage_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_text_has_paragraphs_and_underlined_titles() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["a.md", "a.rst", "a.go", "a.py", "a.csv"])
+def test_lines_may_end_as_on_windows(name: str) -> None:
+    text = "one, two\n\nthree, four\n"
+    assert parts(name, text.replace("\n", "\r\n")) == parts(name, text)
+
+
 def test_settings_have_no_titles() -> None:
     assert parts("a.ini", "[a]\n====\nb = 1") == [Block("[a]\n====\nb = 1", 1, has_lines=True)]
 
