@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from llmos.memory import vectors_build
 from llmos.memory.allowed import Allowed
 from llmos.memory.vectors import (
     FlatIndex,
@@ -109,8 +111,11 @@ def built(matrix: np.ndarray) -> ListIndex:
 
 
 @pytest.mark.parametrize("spread", [0.2, 100.0])
-def test_the_lists_searched_are_as_many_as_the_data_need(spread: float) -> None:
+def test_the_lists_searched_are_as_many_as_the_data_need(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With clusters few, without clusters most; the recall on other queries is what was said."""
+    monkeypatch.setattr(vectors_build, "LEAST_LOOKED_AT", 1)
     centres = RANDOM.standard_normal((40, 24))
     points = centres[RANDOM.integers(0, 40, 3000)] + spread * RANDOM.standard_normal((3000, 24))
     matrix = unit_vectors(points, 24)
@@ -124,6 +129,19 @@ def test_the_lists_searched_are_as_many_as_the_data_need(spread: float) -> None:
         found += len(true & {note for note, _ in index.search(query, 10)})
         total += 10
     assert found / total > 0.97
+
+
+def test_no_search_looks_at_so_few_that_recall_is_lost_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vectors_build, "LEAST_LOOKED_AT", 1000)
+    centres = RANDOM.standard_normal((40, 24))
+    points = centres[RANDOM.integers(0, 40, 3000)] + 0.1 * RANDOM.standard_normal((3000, 24))
+    index = built(unit_vectors(points, 24))
+    assert index.probes == math.ceil(index.lists / 3)
+    monkeypatch.setattr(vectors_build, "LEAST_LOOKED_AT", 5000)
+    index = built(unit_vectors(points, 24))
+    assert index.probes == index.lists and index.recall.share > 0.999
 
 
 def test_equal_vectors_do_not_count_against_the_recall() -> None:
