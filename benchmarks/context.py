@@ -162,9 +162,14 @@ async def all_sides(
             told = dialogue(seed, turns, facts)
             for number, side in enumerate(sides):
                 started = time.perf_counter()
-                seen[side].append(await run(kernel, SIDES[side], told, number))
-                seconds = time.perf_counter() - started
-                print(f"context: seed {seed}, {side}: {seconds:.1f} s", file=sys.stderr)
+                one = await run(kernel, SIDES[side], told, number)
+                seen[side].append(one)
+                print(
+                    f"context: seed {seed}, {side}: {statistics.mean(one.asked):.2f} present, "
+                    f"{statistics.mean(one.prefill):.0f} tokens a turn, "
+                    f"{time.perf_counter() - started:.0f} s",
+                    file=sys.stderr,
+                )
     return seen
 
 

@@ -37,7 +37,7 @@ NEAR_TIE = 1.0
 
 
 async def talk(os: OS, context: int) -> tuple[ContextInfo, Generated]:
-    for line in LINES:
+    for line in (*LINES, *reversed(LINES[1:])):
         await os.generate(line, context=context, max_tokens=12)
     answer = await os.generate(QUESTION, context=context, max_tokens=12, sampling=SAMPLING)
     return await os.context_stat(context), answer
@@ -55,15 +55,15 @@ def require_alike(reused: Generated, computed: Generated) -> None:
             return
 
 
-@pytest.mark.parametrize("policy", ["default", "summary"])
+@pytest.mark.parametrize(("policy", "budget"), [("default", 256), ("summary", 420)])
 def test_after_edits_the_model_says_what_computing_the_window_anew_says(
-    tmp_path: Path, policy: str
+    tmp_path: Path, policy: str, budget: int
 ) -> None:
     async def scenario() -> None:
         models = {"smollm2": MODEL}
         window: list[Message] = []
         async with llmos.boot(home=tmp_path / "one", models=models) as kernel:
-            context = await kernel.os.context_open([RULES], budget_tokens=420, policy=policy)
+            context = await kernel.os.context_open([RULES], budget_tokens=budget, policy=policy)
             info, reused = await talk(kernel.os, context)
             window = kernel.contexts.get(kernel.init, context).window()[:-1]
         assert info.segments[1].state in ("paged_out", "summarised")
