@@ -6,6 +6,7 @@ belongs to one thread and one call; several read at once, and none waits for a w
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -59,6 +60,15 @@ class Reader:
         if not ids:
             return np.empty((0, self.dimensions), dtype=np.float32)
         return np.stack([found[item] for item in ids])
+
+    def vectors_there(self, ids: Sequence[int]) -> dict[int, Matrix]:
+        """The unit vectors `(dimensions,)` of those of the notes that are still there, by id."""
+        rows_there = self.sql.execute(
+            "SELECT note, vector FROM vectors WHERE note IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(ids)),),
+        ).fetchall()
+        matrix = rows.as_matrix([blob for _, blob in rows_there], self.dimensions)
+        return dict(zip([note for note, _ in rows_there], matrix, strict=True))
 
     def neighbours(self, note: int, n: int) -> list[int]:
         """The notes of the same namespace and source up to n positions before and after."""

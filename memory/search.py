@@ -21,6 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
 from llmos.memory.fusion import fuse
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 # rankings likes can still win, and so can one that is new, or unlike the others.
 DEPTH_FACTOR = 4
 DEPTH_MIN = 50
+# Others may delete a note between the ranking and the reading; then there is another to be found.
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,16 @@ def search(reader: Reader, query: Query, unit_vector: Matrix | None, now: float)
     )
     is_final = query.mode != "hybrid" and not _is_reordered(query)
     depth = query.k if is_final else max(DEPTH_FACTOR * query.k, DEPTH_MIN)
-    found = _candidates(reader, query, unit_vector, chosen, depth)
-    if not _is_reordered(query):
-        found = found[: query.k]
+    found: list[_Candidate] = []
+    rows: dict[int, NoteRow] = {}
+    for _ in range(_TRIES):
+        found = _candidates(reader, query, unit_vector, chosen, depth)
+        if not _is_reordered(query):
+            found = found[: query.k]
+        rows = reader.notes([one.note for one in found])
+        if len(rows) == len(found):
+            break
     _refuse_unknown_fields(reader, query, is_empty=not found)
-    rows = reader.notes([one.note for one in found])
     found = [one for one in found if one.note in rows]
     if query.reranker is not None:
         found = _reranked(query, found, rows)
@@ -150,8 +159,12 @@ def _aged(
 
 
 def _unlike(reader: Reader, found: list[_Candidate], query: Query) -> list[_Candidate]:
-    vectors = reader.vectors([one.note for one in found])
-    chosen = diverse([one.score for one in found], vectors, query.k, diversity=query.diversity)
+    vectors = reader.vectors_there([one.note for one in found])
+    found = [one for one in found if one.note in vectors]
+    if not found:
+        return []
+    matrix = np.stack([vectors[one.note] for one in found])
+    chosen = diverse([one.score for one in found], matrix, query.k, diversity=query.diversity)
     return [
         found[one.place].rated(one.score, relevance=found[one.place].score, likeness=one.likeness)
         for one in chosen

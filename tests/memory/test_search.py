@@ -13,7 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmos.memory.filters import Filter
 from llmos.memory.query import Query
+from llmos.memory.reader import Reader
+from llmos.memory.search import search
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -262,6 +265,38 @@ def test_hybrid_hits_carry_every_part_of_their_score(store: Store) -> None:
         *("cosine", "bm25", "dense_rank", "lexical_rank", "fused"),
         *("recency", "relevance", "likeness"),
     }
+
+
+@pytest.mark.parametrize("how", [{}, {"recency_s": 5.0}, {"diversity": 0.5}])
+def test_what_is_deleted_during_a_search_makes_room_for_another(
+    store: Store, how: dict[str, float]
+) -> None:
+    for number in range(4):
+        put(store, f"text {number}", angle=number / 10)
+
+    class Disturbed(Reader):
+        """A reader whose first ranking is out of date when it arrives."""
+
+        is_calm = False
+
+        def nearest(self, unit: Any, chosen: Filter, k: int) -> list[tuple[int, float]]:
+            ranked = super().nearest(unit, chosen, k)
+            if not self.is_calm:
+                self.is_calm = True
+                store.forget("a", ids=[1])
+            return ranked
+
+    unit = np.array([vector(0.0)], dtype=np.float32)
+    query = Query(text="x", mode="dense", namespaces=["a"], k=2, **how)
+    with store.reading() as plain:
+        disturbed = Disturbed(
+            plain.sql,
+            nearest=lambda _, *asked: plain.nearest(*asked),
+            dimensions=DIMENSIONS,
+            now=plain.now,
+        )
+        found = search(disturbed, query, unit, plain.now)
+    assert [hit.id for hit in found.hits] == [2, 3]
 
 
 # --- around a hit ---
