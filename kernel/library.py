@@ -17,6 +17,7 @@ from llmos.kernel.process import Process
 from llmos.kernel.reembedding import Reembedding
 from llmos.kernel.settings import Settings
 from llmos.memory.dialogues import Said, said_after
+from llmos.memory.notes import unfit
 from llmos.memory.query import Query, Reranker
 from llmos.memory.store import Store
 from llmos.memory.vector_model import made_with
@@ -82,10 +83,9 @@ class Library:
     ) -> Remembered:
         """Store notes; all or none."""
         for index, note in enumerate(notes):
-            if not note.text.strip():
-                raise SyscallError(
-                    "invalid", f"notes.{index}.text: it is blank", field=f"notes.{index}.text"
-                )
+            if problem := unfit(note.text):  # before it is embedded, which takes long
+                field = f"notes.{index}.text"
+                raise SyscallError("invalid", f"{field}: {problem}", field=field)
         store = await self.opened()
 
         async def write() -> Remembered:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Ids = NDArray[np.int64]
     Matrix = NDArray[np.float32]
 
+MOST_TEXT_CHARACTERS = 1_000_000  # an embedding sees the first few thousand at most
 SQLITE_INTEGER = range(-(2**63), 2**63)
 _ROWS_A_STATEMENT = 500  # SQLite allows 32,766 parameters
 _FEW = 32  # so many ids are bound one by one, more as one JSON list
@@ -66,6 +67,18 @@ class NoteRow(NamedTuple):
 _COLUMNS = ", ".join(f"notes.{name}" for name in NoteRow._fields)
 
 
+def unfit(text: str) -> str | None:
+    """What is wrong with a note's text, if anything."""
+    if not text.strip():
+        return "it is blank"
+    if len(text) > MOST_TEXT_CHARACTERS:
+        return (
+            f"it has {len(text):,} characters, a note holds {MOST_TEXT_CHARACTERS:,}; remember it "
+            "in parts, as `ingest` and `llmos memory add` do"
+        )
+    return None
+
+
 def prepare(namespace: str, note: Note) -> Row:
     """Check a note and write it as it is stored.
 
@@ -73,6 +86,8 @@ def prepare(namespace: str, note: Note) -> Row:
     and kind, and where they have a fact, it and since when it is so.
     Raises: SyscallError("invalid").
     """
+    if problem := unfit(note.text):
+        raise SyscallError("invalid", f"a note's text: {problem}", field="text")
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
     metadata, facts = entries(note.metadata)

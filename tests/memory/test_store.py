@@ -315,6 +315,14 @@ def test_wrong_vectors_are_refused_and_nothing_is_stored(
     assert store.stat().items == 0
 
 
+@pytest.mark.parametrize("text", [" \n", "x" * 1_000_001, "long " * 20_000_000])
+def test_a_blank_or_endless_text_is_refused(store: Store, text: str) -> None:
+    with pytest.raises(SyscallError) as caught:
+        put(store, text)
+    assert (caught.value.code, caught.value.fields) == ("invalid", {"field": "text"})
+    assert len(caught.value.message) < 200
+
+
 @pytest.mark.parametrize(
     ("note", "field"),
     [
@@ -453,7 +461,7 @@ def test_threads_lose_nothing_and_find_their_own(store: Store) -> None:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(text=st.text(min_size=1), query=st.text(min_size=1))
+@given(text=st.text(min_size=1).filter(str.strip), query=st.text(min_size=1))
 def test_any_text_can_be_stored_and_any_query_asked(store: Store, text: str, query: str) -> None:
     kept = put(store, text)
     for mode in ("dense", "lexical", "hybrid"):
