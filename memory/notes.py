@@ -224,18 +224,6 @@ def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:
     }
 
 
-def neighbours(sql: sqlite3.Connection, note: int, n: int) -> list[int]:
-    """The notes of the same namespace and source up to n positions before and after, in order."""
-    rows = sql.execute(
-        "SELECT beside.id FROM notes AS own JOIN notes AS beside ON"
-        " beside.namespace = own.namespace AND beside.source = own.source"
-        " AND beside.position BETWEEN own.position - ? AND own.position + ?"
-        " WHERE own.id = ? AND beside.id <> own.id ORDER BY beside.position, beside.id",
-        (n, n, note),
-    )
-    return [beside for (beside,) in rows]
-
-
 def delete(sql: sqlite3.Connection, ids: Ids) -> None:
     """Delete notes with their vectors, facts, edges and full-text entries."""
     if len(ids):

@@ -69,7 +69,3 @@ class Reader:
         ).fetchall()
         matrix = rows.as_matrix([blob for _, blob in rows_there], self.dimensions)
         return dict(zip([note for note, _ in rows_there], matrix, strict=True))
-
-    def neighbours(self, note: int, n: int) -> list[int]:
-        """The notes of the same namespace and source up to n positions before and after."""
-        return rows.neighbours(self.sql, note, n)
