@@ -19,7 +19,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread, get_native_id
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from llmos.memory.folder import BUILD_LOCK_FILE, FileLock
 from llmos.memory.shared_lock import SharedLock
 from llmos.memory.vectors import FlatIndex, Index, ListIndex, nearest_of
 from llmos.memory.vectors_build import Sample, build, sample_size
-from llmos.memory.vectors_file import load, save
+from llmos.memory.vectors_file import Loaded, load, save
 from llmos.syscalls.errors import SyscallError
 
 if TYPE_CHECKING:
@@ -67,12 +67,7 @@ class NearestNotes:
         with storage_errors(database.path), database.reading() as sql:
             newest = version(sql)
             self.dimensions = _dimensions(sql)
-            loaded = load(
-                folder,
-                dimensions=self.dimensions,
-                store_id=database.store_id,
-                newest=newest,
-            )
+            loaded = self._load(newest)
             self._index: Index = FlatIndex(self.dimensions) if loaded is None else loaded.index
             self._version = _UNKNOWN if loaded is None else loaded.version
             self._saved: Version | None = None if loaded is None else loaded.version
@@ -188,20 +183,17 @@ class NearestNotes:
         """
         if self._builder is not None:
             self._builder.join()
-        items, trained_on = len(self._index), self._trained_on()
-        if items < MOST_FLAT or trained_on * GROWN**0.5 > items > trained_on / GROWN:
+        if len(self._index) < MOST_FLAT or _is_fit(self._index, len(self._index)):
             return
         if not self._build(all_cores()):
             raise SyscallError(
                 "busy", "another process builds this store's index; try again", is_retryable=True
             )
 
-    def _trained_on(self) -> int:
-        return self._index.trained_on if isinstance(self._index, ListIndex) else 0
-
     def _consider_building(self) -> None:
         items = len(self._index)
-        if items < max(self._next_try, GROWN * self._trained_on()) or self._stop.is_set():
+        trained_on = self._index.trained_on if isinstance(self._index, ListIndex) else 0
+        if items < max(self._next_try, GROWN * trained_on) or self._stop.is_set():
             return
         with self._starting:
             if not self.is_building:
@@ -226,15 +218,26 @@ class NearestNotes:
             return False
         try:
             with self._database.reading() as sql:
-                since = version(sql)
-                index = self._built(sql, since, cores)
-                if index is None:
+                newest = version(sql)
+                found = self._load(newest)
+                if found is not None and _is_fit(found.index, len(self._index)):
+                    self._use(sql, found.index, found.version)  # another process has built it
                     return True
-                self._save(index, since)
-                self._use(sql, index, since)
+                index = self._built(sql, newest, cores)
+                if index is not None:
+                    self._save(index, newest)
+                    self._use(sql, index, newest)
                 return True
         finally:
             lock.release()
+
+    def _load(self, newest: Version) -> Loaded | None:
+        return load(
+            self._folder,
+            dimensions=self.dimensions,
+            store_id=self._database.store_id,
+            newest=newest,
+        )
 
     def _built(self, sql: sqlite3.Connection, since: Version, cores: int) -> ListIndex | None:
         ids = rows.all_ids(sql)
@@ -311,6 +314,13 @@ class NearestNotes:
             builder = self._builder
         if builder is not None:
             builder.join()
+
+
+def _is_fit(index: Index, items: int) -> TypeGuard[ListIndex]:
+    """Whether an index has lists, and about as many as are good for so many vectors."""
+    return isinstance(index, ListIndex) and (
+        index.trained_on / GROWN <= items <= index.trained_on * GROWN**0.5
+    )
 
 
 def _deleted(sql: sqlite3.Connection, index: Index, since: Version, newest: Version) -> Ids:

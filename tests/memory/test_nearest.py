@@ -282,6 +282,27 @@ def test_one_process_builds_at_a_time(store: Store, tmp_path: Path) -> None:
     assert kind(store) == "ivf"
 
 
+@pytest.mark.usefixtures("small")
+def test_what_another_process_has_built_is_read_from_its_file(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = Store(tmp_path, dimensions=DIMENSIONS)
+    put(store, points(300))
+    wait_for_build(store)
+    assert kind(store) == "ivf"
+    put(store, points(20))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it was built twice")
+
+    monkeypatch.setattr(nearest, "build", never)
+    assert kind(twin) in ("flat", "ivf")
+    wait_for_build(twin)
+    assert kind(twin) == "ivf" and twin.check().problems == ()
+    assert len(find(twin, points(1)[0], 500)) == 320
+    twin.close()
+
+
 def test_a_build_of_few_changes_nothing(store: Store) -> None:
     put(store, points(10))
     store.build()
