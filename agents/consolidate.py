@@ -166,11 +166,11 @@ async def fact_of(os: OS, sentence: str, *, model: str | None = None) -> Fact | 
     parts = chosen.split(_BAR)
     if len(parts) != 3:  # cut short by `max_tokens`
         return None
-    subject, relation, object = parts
+    subject, relation, other = parts
     return Fact(
         subject=_named(subject),
         relation=relation.lower(),
-        object=_named(object),
+        object=_named(other),
         is_single=_is_single(subject, relation),
     )
 

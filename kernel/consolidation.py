@@ -28,6 +28,8 @@ from llmos.syscalls.trap import Trap
 PROGRAM = "consolidate"
 LOWEST = 19
 NOTES_AT_ONCE = 64
+# What a character of dialogue costs, roughly: a sentence of 40 is asked about in a prompt of 150.
+_TOKENS_PER_CHAR = 4
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class Consolidation:
         try:
             mark = read_mark(self._folder)
             while said := await self._shelf.said_after(mark, limit=NOTES_AT_ONCE):
+                said = self._affordable(said)
                 if not await self._consolidated(trap, said):
                     break
                 mark = said[-1].id
@@ -106,6 +109,12 @@ class Consolidation:
             await self._shelf.decay()
         except SyscallError as problem:  # the next round tries again
             log.warning("consolidation: %s", problem)
+
+    def _affordable(self, said: list[Said]) -> list[Said]:
+        """As many of some notes as a budget should be enough for, at least one."""
+        costs = itertools.accumulate(_TOKENS_PER_CHAR * len(one.text) for one in said)
+        count = sum(cost <= self._setting.tokens for cost in costs)
+        return said[: max(1, count)]
 
     async def _consolidated(self, trap: Trap, said: list[Said]) -> bool:
         """Have some dialogue made into facts; whether all of it was read."""
@@ -120,8 +129,9 @@ class Consolidation:
                 log.warning("consolidation of %s ended: %s", name, exited.error or exited.signal)
                 return False
             value: Any = exited.value
-            if not value["is_complete"]:  # out of budget; what is left comes in the next round
-                return False
+            if not value["is_complete"]:  # out of budget
+                # What is left comes in the next round; a note that alone is too dear never would.
+                return len(said) == 1
         return True
 
     def _spawn(self, namespace: str, owner: str, notes: list[Said]) -> calls.Spawn:

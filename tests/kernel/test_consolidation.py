@@ -146,8 +146,23 @@ def test_what_was_not_read_whole_is_read_again(boot_kernel: Any) -> None:
     async def scenario() -> None:
         clock, reader = VirtualClock(), Reader(False, True)
         async with booted(boot_kernel, reader, clock) as kernel:
-            await kernel.os.remember(dialogue("a1"), namespace="a")
+            await kernel.os.remember(dialogue("a1", "a2"), namespace="a")
             await until(clock, 400)
-            assert reader.given == [("a", ["a1"])] * 2
+            assert reader.given == [("a", ["a1", "a2"])] * 2
+
+    asyncio.run(scenario())
+
+
+def test_a_round_takes_what_its_budget_is_enough_for_and_is_not_stuck_on_one_note(
+    boot_kernel: Any,
+) -> None:
+    async def scenario() -> None:
+        clock, reader = VirtualClock(), Reader(False, True, True)
+        long, short = "long " * 100, "short " * 10
+        async with booted(boot_kernel, reader, clock) as kernel:
+            await kernel.os.remember(dialogue(long, f"1 {short}", f"2 {short}"), namespace="a")
+            await kernel.os.remember(dialogue(f"3 {short}"), namespace="a")
+            await until(clock, 400)
+            assert [len(texts) for _, texts in reader.given] == [1, 2, 1]
 
     asyncio.run(scenario())
