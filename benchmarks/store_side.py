@@ -109,9 +109,9 @@ def ask(
 
 
 def overhead(side: str, corpus: str, folder: str, seconds: float) -> dict[str, Any]:
-    """Our search over the same index in raw FAISS, in turn, and never one after another for the same
-    query: the second would find what it reads in the processor's caches.
+    """Our search over the same index in raw FAISS, in turn.
 
+    No query goes to both in a row: the second would find what it reads in the processor's caches.
     FAISS runs on one thread, as ours does. Told beside it: FAISS on all cores, and FAISS with a
     SELECT of the texts after it, which is what its users need as well.
     """
