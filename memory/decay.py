@@ -3,8 +3,9 @@
 A note's strength is its importance, halved for each half-life that it lay unused. Each use makes
 the half-life longer by as much again, as repetition does in people. Importance 1 does not fade.
 
-Only episodic notes without a source decay: documents are as the user left them, facts are
-superseded instead, and skills are kept until they are forgotten by request.
+Only what happened decays: episodic notes without a source, and dialogue that left a context.
+Documents are as the user left them, facts are superseded instead, and skills are kept until they
+are forgotten by request.
 
 Source for the shape: Zhong et al., "MemoryBank: Enhancing Large Language Models with Long-Term
 Memory" (AAAI 2024), after Ebbinghaus's curve of forgetting; uses lengthen the half-life there too.
@@ -67,7 +68,8 @@ def faded_ids(
         "SELECT notes.id, notes.importance, coalesce(usage.used_at, notes.created_at),"
         " coalesce(usage.uses, 0)"
         " FROM notes LEFT JOIN usage ON usage.note = notes.id"
-        " WHERE notes.kind = 'episodic' AND notes.source IS NULL AND notes.importance < ?"
+        " WHERE notes.kind = 'episodic' AND notes.importance < ?"
+        " AND (notes.source IS NULL OR notes.source LIKE 'context:%')"
         " AND (? IS NULL OR notes.namespace IN (SELECT value FROM json_each(?)))"
         " AND notes.id NOT IN (SELECT parent FROM notes WHERE parent IS NOT NULL)",
         (_NEVER, within, within),

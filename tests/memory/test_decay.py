@@ -73,12 +73,13 @@ def kept(store: Store, *namespaces: str) -> set[str]:
 
 def test_only_unimportant_happenings_fade(store: Store, clock: Clock) -> None:
     put(store, "chat", importance=0.3)
+    put(store, "dialogue", importance=0.3, source="context:1f")
     put(store, "promise", importance=1.0)
     put(store, "fact", importance=0.3, kind="semantic")
     put(store, "skill", importance=0.3, kind="procedural")
     put(store, "page of a document", importance=0.3, source="book")
     clock.now = 365 * DAY_S
-    assert store.decay().count == 1
+    assert store.decay().count == 2
     assert kept(store) == {"promise", "fact", "skill", "page of a document"}
 
 
