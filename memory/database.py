@@ -48,10 +48,6 @@ _CACHE_KIB = 65_536  # for the connection that writes: indexes of a million note
 # Commits change the same pages again and again, and a checkpoint copies each once: one for every
 # 32 MB of the log, and not for every 4 MB, takes a quarter off a commit of 100 notes.
 _CHECKPOINT_PAGES = 8192
-# Pages in the write-ahead log before they move to the database: enough that index pages which
-# many commits touch move once.
-_CHECKPOINT_PAGES = 8192
-_PAGE_BYTES = 4096
 _READ_MAP_BYTES = 1 << 34
 
 # How often this process has each file open. POSIX locks belong to a process: were the file opened

@@ -273,10 +273,12 @@ def unit_vector(vector: Sequence[float] | Matrix, dimensions: int) -> Matrix:
         square = float(row @ row)
         if _SMALL < square < _LARGE:
             return (row / square**0.5).astype(np.float32).reshape(1, dimensions)
-    return unit_vectors([vector], dimensions)
+    return unit_vectors(row.reshape(1, -1), dimensions)
 
 
-def unit_vectors(vectors: Sequence[Sequence[float]] | Matrix, dimensions: int) -> Matrix:
+def unit_vectors(
+    vectors: Sequence[Sequence[float]] | NDArray[np.floating[Any]], dimensions: int
+) -> Matrix:
     """Vectors as a matrix `(len(vectors), dimensions)` of unit rows.
 
     Raises: ValueError that says what is wrong: another dimension, not finite, or all zero.

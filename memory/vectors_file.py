@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llmos.memory.changes import Version
 from llmos.memory.faiss_library import faiss_library
@@ -29,7 +30,8 @@ _CHUNK_BYTES = 1 << 20
 log = logging.getLogger(__name__)
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loaded:
     """An index from its file, and the state of the store that it holds."""
 
     index: Index
