@@ -100,9 +100,11 @@ def source_of(hit: Hit) -> JsonObject:
     return {"source": hit.source, "place": next(places, None), "text": hit.text}
 
 
-def shown_source(source: JsonObject, folder: str) -> str:
+def shown_source(source: JsonObject, folder: str | None = None) -> str:
     """A source in one line, its path from a folder on: "guide.md, line 4"."""
-    path = str(source["source"]).removeprefix(f"{folder.rstrip('/')}/")
+    path = str(source["source"])
+    if folder is not None:
+        path = path.removeprefix(f"{folder.rstrip('/')}/")
     return f"{path}, {source['place']}" if source["place"] else path
 
 

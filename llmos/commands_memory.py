@@ -21,6 +21,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from llmos import exits
+from llmos.agents.grounding import shown_source, source_of
 from llmos.booting import boot, open_memory
 from llmos.exits import UsageError
 from llmos.pulling import bring_embedding
@@ -279,13 +280,9 @@ def _show_hits(hits: Sequence[Hit]) -> None:
     if not hits:
         say("nothing was found")
     for hit in hits:
-        where = ", ".join(
-            f"{unit} {hit.metadata[unit]}"
-            for unit in ("line", "page", "row", "paragraph")
-            if unit in hit.metadata
-        )
+        where = shown_source(source_of(hit)) if hit.source else f"note {hit.id}"
         head = Text(f"{hit.score:.3f}  ", style="dim")
-        head.append(", ".join(part for part in (hit.source, where) if part) or f"note {hit.id}")
+        head.append(where)
         head.append(f"  [{hit.namespace}]", style="dim")
         console().print(head, soft_wrap=True)
         before = [one.text for one in hit.context if one.place <= 0]

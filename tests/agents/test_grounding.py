@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmos.agents.grounding import checked, quote, support
+from llmos.agents.grounding import checked, quote, shown_source, support
 from llmos.agents.handle import OS
 
 SOURCES = {1: "A lighthouse sends a red light.", 2: "Ships see the light from twenty miles."}
@@ -90,3 +90,10 @@ def test_without_a_statement_there_is_no_quote(
     run_program: Callable[..., Any], notes: list[str]
 ) -> None:
     assert run_program(quoted, "Is it?", notes)[0] is None
+
+
+def test_a_source_is_shown_from_its_folder_on() -> None:
+    source = {"source": "/srv/docs/guide.md", "place": "line 4", "text": ""}
+    assert shown_source(source, "/srv/docs/") == "guide.md, line 4"
+    assert shown_source(source, "/srv/other") == "/srv/docs/guide.md, line 4"
+    assert shown_source({**source, "place": None}) == "/srv/docs/guide.md"
