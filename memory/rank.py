@@ -35,11 +35,9 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-def match_query(text: str) -> str | None:
-    """An FTS5 query for any of the text's words; None when it has none.
+def query_terms(text: str) -> list[str]:
+    """The words of a text that a search looks for, each once.
 
-    Each word is quoted, so that FTS5's operators and punctuation are plain text. Any of them, not
-    all: a question has words that its answer lacks, and BM25 ranks by how many match and how rare.
     Function words count only where there are no others, or in capitals among small letters: "WHO".
     """
     found = _TERM.findall(text)
@@ -50,8 +48,16 @@ def match_query(text: str) -> str | None:
         if term.lower() not in _FUNCTION_WORDS
         or (term.isupper() and len(term) > 1 and not is_shouted)
     ]
-    terms = dict.fromkeys(term.lower() for term in telling or found)
-    return " OR ".join(f'"{term}"' for term in list(terms)[:MAX_QUERY_TERMS]) or None
+    return list(dict.fromkeys(term.lower() for term in telling or found))[:MAX_QUERY_TERMS]
+
+
+def match_any(terms: Sequence[str]) -> str:
+    """An FTS5 query for texts with any of some words, at least one.
+
+    Each word is quoted, so that FTS5's operators and punctuation are plain text. Any of them, not
+    all: a question has words that its answer lacks, and BM25 ranks by how many match and how rare.
+    """
+    return " OR ".join(f'"{term}"' for term in terms)
 
 
 def faded(score: float, age_s: float, half_life_s: float) -> float:

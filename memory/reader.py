@@ -45,6 +45,13 @@ class Reader:
         """The k notes that pass a filter with the highest BM25 for an FTS5 query, best first."""
         return rows.search_text(self.sql, words, chosen, k)
 
+    def rarest(self, terms: Sequence[str], most: int) -> list[str]:
+        """Those of some words that the fewest notes have, so many that `most` notes match or fewer.
+
+        At least the rarest one; in a store that has no more than `most` notes all of them.
+        """
+        return rows.rarest(self.sql, terms, most)
+
     def notes(self, ids: Sequence[int]) -> dict[int, NoteRow]:
         """Those of the notes that are still there, by id, in the order asked for."""
         return rows.fetch(self.sql, ids)

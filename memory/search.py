@@ -27,7 +27,7 @@ from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
 from llmos.memory.fusion import fuse
 from llmos.memory.query import Query
-from llmos.memory.rank import diverse, faded, match_query, recency
+from llmos.memory.rank import diverse, faded, match_any, query_terms, recency
 from llmos.memory.reader import Reader
 from llmos.memory.surroundings import passages
 from llmos.syscalls.results import Hits
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # rankings likes can still win, and so can one that is new, or unlike the others.
 DEPTH_FACTOR = 4
 DEPTH_MIN = 50
+# So many matches of words are ranked, which takes about 0.1 s; more only where no rarer word helps.
+MOST_MATCHES = 50_000
 # Others may delete a note between the ranking and the reading; then there is another to be found.
 _TRIES = 3
 
@@ -103,9 +105,8 @@ def _candidates(
     bm25: dict[int, float] = {}
     if query.mode != "lexical" and unit is not None:
         cosine = dict(reader.nearest(unit, chosen, depth))
-    words = None if query.mode == "dense" else match_query(query.text)
-    if words is not None:
-        bm25 = dict(reader.matching(words, chosen, depth))
+    if query.mode != "dense":
+        bm25 = dict(_matching(reader, query, chosen, depth))
     match query.mode:
         case "dense":
             return [_Candidate(note, score, {"cosine": score}) for note, score in cosine.items()]
@@ -113,6 +114,19 @@ def _candidates(
             return [_Candidate(note, score, {"bm25": score}) for note, score in bm25.items()]
         case "hybrid":
             return _fused(cosine, bm25)
+
+
+def _matching(reader: Reader, query: Query, chosen: Filter, depth: int) -> list[tuple[int, float]]:
+    """The best notes by words. In a large store words that very many notes have are left out, as
+    far as rarer ones find enough: they would cost most of the time and hardly move a rank."""
+    terms = query_terms(query.text)
+    if not terms:
+        return []
+    rare = reader.rarest(terms, MOST_MATCHES)
+    found = reader.matching(match_any(rare), chosen, depth)
+    if query.mode == "lexical" and len(found) < query.k and len(rare) < len(terms):
+        found = reader.matching(match_any(terms), chosen, depth)
+    return found
 
 
 def _fused(cosine: dict[int, float], bm25: dict[int, float]) -> list[_Candidate]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmos.memory.rank import MAX_QUERY_TERMS, diverse, faded, match_query
+from llmos.memory.rank import MAX_QUERY_TERMS, diverse, faded, match_any, query_terms
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +22,37 @@ def full_text() -> sqlite3.Connection:
     connection.close()
 
 
-def test_words_become_quoted_alternatives_without_repeats() -> None:
-    assert match_query("What Kernel runs agents, kernel?") == '"kernel" OR "runs" OR "agents"'
+def test_a_query_is_for_any_of_its_words_each_once() -> None:
+    terms = query_terms("What Kernel runs agents, kernel?")
+    assert terms == ["kernel", "runs", "agents"]
+    assert match_any(terms) == '"kernel" OR "runs" OR "agents"'
 
 
 @pytest.mark.parametrize(
-    ("text", "query"),
+    ("text", "terms"),
     [
-        ("What is the capital of Chad?", '"capital" OR "chad"'),
-        ("to be or not to be", '"to" OR "be" OR "or" OR "not"'),
-        ("what does the WHO say about IT", '"who" OR "say" OR "it"'),
-        ("WHAT IS THE CAPITAL", '"capital"'),
-        ("it's", '"it" OR "s"'),
+        ("What is the capital of Chad?", ["capital", "chad"]),
+        ("to be or not to be", ["to", "be", "or", "not"]),
+        ("what does the WHO say about IT", ["who", "say", "it"]),
+        ("WHAT IS THE CAPITAL", ["capital"]),
+        ("it's", ["it", "s"]),
     ],
 )
-def test_function_words_count_only_where_they_are_all_or_are_names(text: str, query: str) -> None:
-    assert match_query(text) == query
+def test_function_words_count_only_where_they_are_all_or_are_names(
+    text: str, terms: list[str]
+) -> None:
+    assert query_terms(text) == terms
 
 
 @pytest.mark.parametrize("text", ["", "?!", '"""', "* ( ) : ^ -", "\0", "\ud800"])
 def test_text_without_words_is_no_query(text: str) -> None:
-    assert match_query(text) is None
+    assert query_terms(text) == []
 
 
 def test_a_very_long_question_is_asked_by_its_first_words() -> None:
-    query = match_query(" ".join(f"w{i}" for i in range(5000)))
-    assert query is not None and query.count(" OR ") == MAX_QUERY_TERMS - 1
+    assert query_terms(" ".join(f"w{i}" for i in range(5000))) == [
+        f"w{i}" for i in range(MAX_QUERY_TERMS)
+    ]
 
 
 @given(st.text(max_size=200))
@@ -56,8 +61,8 @@ def test_a_very_long_question_is_asked_by_its_first_words() -> None:
 @example("a\0b")
 @example("____ ² ١ ﷺ")
 def test_no_text_makes_the_full_text_search_raise(full_text: sqlite3.Connection, text: str) -> None:
-    query = match_query(text)
-    if query is not None:
+    if terms := query_terms(text):
+        query = match_any(terms)
         full_text.execute("SELECT rowid FROM notes WHERE notes MATCH ?", (query,)).fetchall()
 
 

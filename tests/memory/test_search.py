@@ -182,6 +182,37 @@ def test_filters_lose_nothing_that_passes_and_never_cross_a_namespace(
         store.close()
 
 
+# --- words ---
+
+
+@pytest.fixture
+def words(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Twenty notes of which all have one word and few have others, in a store that is large."""
+    monkeypatch.setattr("llmos.memory.search.MOST_MATCHES", 5)
+    for number in range(20):
+        rare = "pump" if number < 3 else "valve" if number == 9 else "door"
+        put(store, f"report {number} {rare}", angle=number / 10, source=str(number))
+    return store
+
+
+@pytest.mark.parametrize("mode", ["lexical", "hybrid"])
+def test_rare_words_find_what_they_would_without_the_frequent_ones(words: Store, mode: str) -> None:
+    hits = find(words, "report pump valve", mode=mode, k=4, angle=3.0)
+    assert {hit.source for hit in hits if "bm25" in hit.parts} == {"0", "1", "2", "9"}
+    pumps = [hit.parts["bm25"] for hit in hits if "pump" in hit.text]
+    assert len(pumps) == 3 and all(score > 0 for score in pumps)
+
+
+def test_where_rare_words_find_too_few_the_frequent_ones_do(words: Store) -> None:
+    assert len(find(words, "report pump", mode="lexical", k=10)) == 10
+    assert len(find(words, "report door", mode="lexical", k=20)) == 20
+
+
+def test_a_word_that_nobody_has_hides_no_other(words: Store) -> None:
+    assert len(find(words, "report zebra ²", mode="hybrid", k=20)) == 20
+    assert all("bm25" in hit.parts for hit in find(words, "report zebra ²", mode="hybrid", k=20))
+
+
 # --- time ---
 
 
