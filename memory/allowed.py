@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmos.memory.changes import Version
-    from llmos.memory.conditions import Sql
     from llmos.memory.notes import Ids
 
     Bits = NDArray[np.uint8]
@@ -119,7 +118,7 @@ class AllowedSets:
         """The notes that pass a filter. `version` is the state that `sql` sees, or an older one."""
         if chosen.ids is not None:
             return Allowed.of(select_ids(sql, chosen))
-        lasting = self._lasting(sql, chosen.lasting_sql(), version)
+        lasting = self._lasting(sql, chosen, version)
         hidden = self._hidden_at(sql, chosen, version)
         return lasting.without(hidden) if len(hidden) else lasting
 
@@ -131,8 +130,8 @@ class AllowedSets:
             if self._looking:
                 self._removed.append(ids)
 
-    def _lasting(self, sql: sqlite3.Connection, condition: Sql, version: Version) -> Allowed:
-        key = repr(condition)
+    def _lasting(self, sql: sqlite3.Connection, chosen: Filter, version: Version) -> Allowed:
+        key = repr(chosen.lasting_sql())
         while True:
             with self._lock:
                 known = self._sets.get(key, _NOTHING)
@@ -144,7 +143,7 @@ class AllowedSets:
                 mark = len(self._removed)
             try:
                 # Not under the lock: the first look at a large namespace takes a while.
-                found = ids_between(sql, condition, known.last_id, version.last_id)
+                found = ids_between(sql, chosen, known.last_id, version.last_id)
             finally:
                 with self._lock:
                     removed = self._removed[mark:]

@@ -17,10 +17,11 @@ import numpy as np
 from llmos.memory.notes import as_ids, as_matrix
 
 if TYPE_CHECKING:
-    from llmos.memory.conditions import Sql
+    from llmos.memory.filters import Filter
     from llmos.memory.notes import Ids, Matrix
 
 KEPT_CHANGES = 10_000  # for other processes, which may be behind
+_FEW = 20_000  # to read so many notes takes as long as to look through an index of a million
 _NEVER = float("inf")
 
 
@@ -60,13 +61,14 @@ def trim(sql: sqlite3.Connection, before: int) -> None:
     sql.execute("DELETE FROM changes WHERE seq <= ?", (before - KEPT_CHANGES,))
 
 
-def ids_between(sql: sqlite3.Connection, condition: Sql, since: int, until: int) -> Ids:
-    """The ids above `since` up to `until` whose notes meet a condition."""
-    text, parameters = condition
-    # A plus keeps SQLite from walking all ids where an index gives the few that match.
-    bound = "notes.id" if since else "+notes.id"
+def ids_between(sql: sqlite3.Connection, chosen: Filter, since: int, until: int) -> Ids:
+    """The ids above `since` up to `until` of notes that pass the lasting part of a filter."""
+    is_few = until - since <= _FEW
+    text, parameters = chosen.lasting_sql(by_note=is_few)
+    # Few new notes are looked at one by one: an index by what they hold would give all old ones.
+    bound, how = ("notes.id", "NOT INDEXED") if is_few else ("+notes.id", "")
     (found,) = sql.execute(
-        f"SELECT group_concat(id) FROM notes WHERE {bound} > ? AND {bound} <= ? AND {text}",
+        f"SELECT group_concat(id) FROM notes {how} WHERE {bound} > ? AND {bound} <= ? AND {text}",
         (since, until, *parameters),
     ).fetchone()
     return as_ids(found)

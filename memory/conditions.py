@@ -29,6 +29,7 @@ from llmos.syscalls.values import JsonObject, JsonValue
 Operator = Literal["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$exists", "$contains"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 LONG_VALUE_CHARACTERS = 200  # longer values are compared by their digest
+_OWN = "facts.note = notes.id AND "
 _DIGEST_MARK = "blake2b:"  # no JSON text begins like this, so a digest equals only a digest
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 # Kept, and past by for what most values are: `json.dumps` with options makes an encoder each time.
@@ -45,42 +46,54 @@ class Condition(NamedTuple):
     operator: Operator
     value: JsonValue
 
-    def sql(self) -> Sql:
-        """It as a condition on `notes`, with its parameters."""
+    @property
+    def is_positive(self) -> bool:
+        """Whether only notes pass that have the field."""
+        return self.operator != "$ne" and (self.operator != "$exists" or bool(self.value))
+
+    def sql(self, *, by_note: bool = False) -> Sql:
+        """It as a condition on `notes`, with its parameters.
+
+        `by_note` looks up the facts of each note that is asked about, which is faster for few
+        notes; else all facts that meet the condition are looked up once.
+        """
         key = json.dumps(self.field)
+        facts = f"SELECT note FROM facts WHERE {_OWN if by_note else ''}key = ?"
         match self.operator:
             case "$exists":
                 negation = "" if self.value else "NOT "
-                return f"notes.id {negation}IN (SELECT note FROM facts WHERE key = ?)", [key]
+                return f"notes.id {negation}IN ({facts})", [key]
             case "$eq" | "$ne":
                 negation = "NOT " if self.operator == "$ne" else ""
                 return (
-                    f"notes.id {negation}IN (SELECT note FROM facts WHERE key = ? AND value = ?)",
+                    f"notes.id {negation}IN ({facts} AND value = ?)",
                     [key, stored(self.value, field="where")],
                 )
             case "$in":
                 values = [stored(value, field="where") for value in self.value]
                 return (
-                    "notes.id IN (SELECT note FROM facts WHERE key = ?"
-                    f" AND value IN ({', '.join('?' * len(values))}))",
+                    f"notes.id IN ({facts} AND value IN ({', '.join('?' * len(values))}))",
                     [key, *values],
                 )
             case "$contains":
-                return self._looked_at(*_contains(self.value))
+                return self._looked_at(facts, *_contains(self.value))
             case "$gt" | "$gte" | "$lt" | "$lte":
                 sign = _ORDER[self.operator]
                 if isinstance(self.value, str):
                     return self._looked_at(
-                        f"one.type = 'text' AND one.value {sign} ?", [self.value]
+                        facts, f"one.type = 'text' AND one.value {sign} ?", [self.value]
                     )
                 return self._looked_at(
+                    facts,
                     f"one.type IN ('integer', 'real') AND one.value {sign} ?",
                     [_number(self.value)],
                     # The same for what is a short number, without reading it as JSON.
                     short=f"value GLOB '[-0-9]*' AND CAST(value AS NUMERIC) {sign} ?",
                 )
 
-    def _looked_at(self, test: str, values: list[JsonValue], short: str | None = None) -> Sql:
+    def _looked_at(
+        self, facts: str, test: str, values: list[JsonValue], short: str | None = None
+    ) -> Sql:
         """A test of the value itself, `one`: from `facts`, or from the note where it is long."""
         key, is_long = json.dumps(self.field), f"facts.value GLOB '{_DIGEST_MARK}*'"
         if short is None:
@@ -89,10 +102,10 @@ class Condition(NamedTuple):
                 f" '[' || facts.value || ']' END) AS one WHERE {test})"
             )
         return (
-            f"notes.id IN (SELECT note FROM facts WHERE key = ? AND {short}"
-            " UNION ALL SELECT facts.note FROM facts JOIN notes AS whole ON whole.id = facts.note"
-            f" WHERE facts.key = ? AND {is_long} AND EXISTS (SELECT 1 FROM"
-            f" json_each(whole.metadata) AS one WHERE one.key = ? AND {test}))",
+            f"notes.id IN ({facts} AND {short}"
+            f" UNION ALL {facts} AND {is_long} AND EXISTS (SELECT 1 FROM notes AS whole,"
+            " json_each(whole.metadata) AS one WHERE whole.id = facts.note AND one.key = ?"
+            f" AND {test}))",
             [key, *values, key, self.field, *values],
         )
 

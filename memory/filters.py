@@ -51,13 +51,19 @@ class Filter:
             parameters += values
         return " AND ".join(conditions), parameters
 
-    def lasting_sql(self) -> Sql:
+    def lasting_sql(self, *, by_note: bool = False) -> Sql:
         """The conditions that a note passes for ever or never, without `ids`.
+
+        `by_note` is for asking about few notes, as in `Condition.sql`.
 
         Raises: SyscallError("invalid") for a namespace or a condition that cannot be.
         """
         among, parameters = _among([checked_namespace(name) for name in self.namespaces])
-        conditions = [f"notes.namespace IN {among}"]
+        where = parse(self.where)
+        # A plus keeps SQLite from walking the namespace where metadata gives the few that match.
+        is_by_metadata = self.source is None and any(one.is_positive for one in where)
+        namespace = "+notes.namespace" if is_by_metadata else "notes.namespace"
+        conditions = [f"{namespace} IN {among}"]
         if self.kinds is not None:
             among, values = _among(self.kinds)
             conditions.append(f"notes.kind IN {among}")
@@ -66,8 +72,8 @@ class Filter:
             if value is not None:
                 conditions.append(f"notes.{column} = ?")
                 parameters.append(value)
-        for condition in parse(self.where):
-            text, values = condition.sql()
+        for condition in where:
+            text, values = condition.sql(by_note=by_note)
             conditions.append(text)
             parameters += values
         return " AND ".join(conditions), parameters

@@ -44,19 +44,26 @@ def _database(items: Sequence[dict[str, Any]], namespace: str = "n") -> sqlite3.
 
 
 def _found(items: Sequence[dict[str, Any]], where: dict[str, Any]) -> list[int]:
+    """Who passes, which both forms of the conditions agree on."""
     sql = _database(items)
     try:
-        clauses, parameters = ["1"], []
-        for condition in parse(where):
-            clause, values = condition.sql()
-            clauses.append(clause)
-            parameters += values
-        rows = sql.execute(
-            f"SELECT id FROM notes WHERE {' AND '.join(clauses)} ORDER BY id", parameters
-        )
-        return [row[0] for row in rows]
+        once, by_note = (_passing(sql, where, by_note=by_note) for by_note in (False, True))
+        assert once == by_note
+        return once
     finally:
         sql.close()
+
+
+def _passing(sql: sqlite3.Connection, where: dict[str, Any], *, by_note: bool) -> list[int]:
+    clauses, parameters = ["1"], []
+    for condition in parse(where):
+        clause, values = condition.sql(by_note=by_note)
+        clauses.append(clause)
+        parameters += values
+    rows = sql.execute(
+        f"SELECT id FROM notes WHERE {' AND '.join(clauses)} ORDER BY id", parameters
+    )
+    return [row[0] for row in rows]
 
 
 def _kind(value: Any) -> str:
