@@ -117,8 +117,11 @@ def _candidates(
 
 
 def _matching(reader: Reader, query: Query, chosen: Filter, depth: int) -> list[tuple[int, float]]:
-    """The best notes by words. In a large store words that very many notes have are left out, as
-    far as rarer ones find enough: they would cost most of the time and hardly move a rank."""
+    """The best notes by words.
+
+    In a large store words that very many notes have are left out where rarer ones find enough: they
+    cost most of the time, and decide only between notes that the rarer words rank about alike.
+    """
     terms = query_terms(query.text)
     if not terms:
         return []
