@@ -21,7 +21,8 @@ from benchmarks import pages
 from benchmarks.form import show
 
 FOLDER = Path(__file__).parent
-LONG = {"soak"}  # minutes of load that measure no speed
+# Minutes of load that measure no speed, and peers that take an hour to load a million vectors.
+LONG = {"soak", "store_filter", "store_search"}
 TAKE_SERVER = {"agents", "throughput"}
 
 
