@@ -22,6 +22,15 @@ _NEGATIONS = frozenset(
         *("without", "cannot", "hardly"),
     }
 )
+_NUMBER_WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        (
+            *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+            *("ten", "eleven", "twelve"),
+        )
+    )
+}
 # Words that have a capital only because a sentence begins with them.
 _OPENERS = frozenset(
     {
@@ -41,7 +50,9 @@ def says_the_same(one: str, other: str) -> bool:
 
 
 def _numbers(text: str) -> list[str]:
-    return sorted(_NUMBER.findall(text))
+    words = (word.lower() for word in _WORD.findall(text))
+    spelled = [_NUMBER_WORDS[word] for word in words if word in _NUMBER_WORDS]
+    return sorted(_NUMBER.findall(text) + spelled)
 
 
 def _negations(text: str) -> int:
