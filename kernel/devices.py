@@ -17,18 +17,15 @@ from llmos.drivers.contract import Allocation, DeviceError
 from llmos.kernel.budget import Budget, Prices
 from llmos.kernel.clock import Clock
 from llmos.kernel.device import Device
-from llmos.kernel.embedder import Embedder
+from llmos.kernel.encoders import Encoders
 from llmos.kernel.engine import Engine
 from llmos.kernel.outbound import Outbound
 from llmos.kernel.policies import make_policy
-from llmos.kernel.reranker import Reranker
 from llmos.kernel.router import Ask, Router, Site, Used
 from llmos.kernel.settings import ANY, ModelSetting, Settings
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
 from llmos.memory.tiers import Tiers, share_of_memory
-from llmos.memory.vector_cache import VectorCache
-from llmos.memory.vector_model import VectorModel
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
 
@@ -43,6 +40,7 @@ class Devices:
     def __init__(
         self, settings: Settings, *, registry: Callable[[], Registry], clock: Clock, tracer: Tracer
     ) -> None:
+        self.encoders = Encoders(settings, clock=clock, tracer=tracer)
         self._settings = settings
         self._registry = registry
         self._clock = clock
@@ -53,15 +51,6 @@ class Devices:
         self._failed: dict[str, tuple[float, SyscallError]] = {}  # when it could not be opened
         self._opening: dict[str, asyncio.Lock] = {}
         self._is_stopped = False
-        self._embedder: Embedder | None = None
-        self._earlier: Embedder | None = None  # of the store's vectors, until they are made anew
-        embedding = settings.embedding
-        self._vectors = VectorCache(
-            settings.home / "embeddings.db",
-            memory_bytes=embedding.cache_bytes if embedding else 0,
-            disk_bytes=embedding.cache_disk_bytes if embedding else 0,
-        )
-        self._reranker: Reranker | None = None
         self._held_pids: set[int] = set()
 
     def setting(self, model: str | None) -> ModelSetting:
@@ -218,60 +207,6 @@ class Devices:
         await self._attach(engine, name, Path(version.path))
         return name
 
-    async def embedder(self) -> Embedder:
-        """The embedding device, opened if need be."""
-        setting = self._settings.embedding
-        if setting is None:
-            raise SyscallError("not_available", "no embedding model is configured")
-        if self._embedder is None or self._embedder.is_down:
-            self._embedder = Embedder(
-                setting.name, setting.open, self._clock, self._tracer, self._vectors
-            )
-        await self._embedder.start()
-        return self._embedder
-
-    async def embedder_of(self, model: VectorModel) -> Embedder:
-        """A device with an earlier embedding model, for as long as the store has its vectors.
-
-        Raises: SyscallError when that model cannot be had any more.
-        """
-        setting = self._settings.embedding
-        reopen = None if setting is None else setting.reopen
-        if reopen is None:
-            raise SyscallError("not_available", "no earlier embedding model can be opened")
-        name = f"{model.source} (before)"
-        known = self._earlier
-        if known is None or known.name != name or known.is_down:
-            known = Embedder(name, lambda: reopen(model), self._clock, self._tracer, self._vectors)
-            self._earlier = known
-        await known.start()
-        return known
-
-    async def forget_vectors(self) -> None:
-        """Forget every computed vector: they tell what the texts were about that a user forgets."""
-        await asyncio.to_thread(self._vectors.clear)
-
-    async def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
-        """How well each text answers a query, from 0 to 1. Raises: as `reranker`."""
-        return await (await self.reranker()).score(query, texts)
-
-    async def reranker(self) -> Reranker:
-        """The reranking device, opened if need be.
-
-        Raises: SyscallError("not_available") where none is configured; SyscallError("device").
-        """
-        setting = self._settings.reranker
-        if setting is None:
-            raise SyscallError(
-                "not_available",
-                "rerank: no cross-encoder is configured; name one as [reranker] source in "
-                "llmos.toml, or leave rerank out",
-                field="rerank",
-            )
-        self._reranker = self._reranker or Reranker(setting.name, setting.open)
-        await self._reranker.start()
-        return self._reranker
-
     def hold(self, pid: int, *, is_held: bool) -> None:
         """Stop or continue a process's generations everywhere."""
         if is_held:
@@ -310,23 +245,7 @@ class Devices:
                 found.append(
                     DeviceInfo(name=name, driver=setting.driver, model=setting.base, state="closed")
                 )
-        embedding = self._settings.embedding
-        if self._embedder is not None:
-            found.append(self._embedder.info())
-            if self._earlier is not None:
-                found.append(self._earlier.info())
-        elif embedding is not None:
-            found.append(
-                DeviceInfo(
-                    name=embedding.name, driver="embedding", model=embedding.name, state="closed"
-                )
-            )
-        reranker = self._settings.reranker
-        if self._reranker is not None:
-            found.append(self._reranker.info())
-        elif reranker is not None:
-            name = reranker.name
-            found.append(DeviceInfo(name=name, driver="cross_encoder", model=name, state="closed"))
+        found += self.encoders.infos()
         return tuple(found)
 
     def ledger(self) -> list[LedgerEntry]:
@@ -334,10 +253,7 @@ class Devices:
         owners: dict[str, list[Allocation]] = {
             name: engine.allocations() for name, engine in self._engines.items()
         }
-        if self._embedder is not None:
-            owners[self._embedder.name] = self._embedder.allocations()
-        if self._reranker is not None:
-            owners[self._reranker.name] = self._reranker.allocations()
+        owners |= self.encoders.allocations()
         return [
             LedgerEntry(owner=owner, what=one.what, bytes=one.bytes)
             for owner, allocations in owners.items()
@@ -348,13 +264,7 @@ class Devices:
         """Close every device; none opens after that."""
         self._is_stopped = True
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
-        if self._embedder is not None:
-            await self._embedder.stop()
-        if self._earlier is not None:
-            await self._earlier.stop()
-        self._vectors.close()
-        if self._reranker is not None:
-            await self._reranker.stop()
+        await self.encoders.stop()
 
     async def _open(self, setting: ModelSetting) -> Device:
         broken = self._engines.get(setting.name)

@@ -104,7 +104,7 @@ class Inference:
         for index, text in enumerate(call.texts):
             if not text.strip():
                 raise SyscallError("invalid", f"texts.{index}: it is blank", field=f"texts.{index}")
-        embedder = await self._devices.embedder()
+        embedder = await self._devices.encoders.embedder()
         if call.model is not None and call.model != embedder.name:
             raise SyscallError(
                 "unknown_model",

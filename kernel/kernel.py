@@ -88,10 +88,10 @@ class Kernel:
             settings, registry=self.registry, clock=self.clock, tracer=self.tracer
         )
         self.library = Library(
-            self.devices,
+            self.devices.encoders,
             self._open_store,
-            reembedding=Reembedding(self.devices, settings.embedding, start=self._reembed),
-            rerank=None if settings.reranker is None else self.devices.rerank,
+            reembedding=Reembedding(self.devices.encoders, settings.embedding, start=self._reembed),
+            rerank=None if settings.reranker is None else self.devices.encoders.rerank,
         )
         self.ingestions = Ingestions(self.library, self.files)
         self.contexts = Contexts(

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from llmos.kernel.devices import Devices
 from llmos.kernel.embedder import Embedder
+from llmos.kernel.encoders import Encoders
 from llmos.kernel.process import Process
 from llmos.kernel.reembedding import Reembedding
 from llmos.kernel.settings import Settings
@@ -51,14 +51,14 @@ class Library:
 
     def __init__(
         self,
-        devices: Devices,
+        encoders: Encoders,
         open_store: Callable[[], Store],
         *,
         reembedding: Reembedding,
         rerank: Rerank | None = None,
     ) -> None:
         self.rerank = rerank
-        self._devices = devices
+        self._encoders = encoders
         self._reembedding = reembedding
         self._open_store = open_store
         self._store: Store | None = None
@@ -190,7 +190,7 @@ class Library:
 
         forgotten = await asyncio.to_thread(delete)
         if forgotten.count:
-            await self._devices.forget_vectors()
+            await self._encoders.forget_vectors()
         return forgotten
 
     async def said_after(self, mark: int, *, limit: int) -> list[Said]:

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmos.kernel.devices import Devices
 from llmos.kernel.embedder import Embedder
+from llmos.kernel.encoders import Encoders
 from llmos.kernel.process import Process
 from llmos.kernel.settings import EmbeddingSetting
 from llmos.memory.reembedding import progress, reembed
@@ -109,12 +109,12 @@ class Reembedding:
 
     def __init__(
         self,
-        devices: Devices,
+        encoders: Encoders,
         setting: EmbeddingSetting | None,
         *,
         start: Callable[[Change], Spawned],
     ) -> None:
-        self._devices = devices
+        self._encoders = encoders
         self._setting = setting
         self._start = start
         self._wanted: VectorModel | None = None
@@ -127,7 +127,7 @@ class Reembedding:
         Begins the change where the configured model is another.
         Raises: SyscallError saying why nothing can be embedded.
         """
-        configured = await self._devices.embedder()
+        configured = await self._encoders.embedder()
         wanted = await self._identity()
         width = configured.model.dimensions
         text = await asyncio.to_thread(_text_of, store)
@@ -144,7 +144,7 @@ class Reembedding:
         try:
             if current is None:
                 raise SyscallError("not_available", "it is not known which model that was")
-            return await self._devices.embedder_of(current), text
+            return await self._encoders.embedder_of(current), text
         except SyscallError as problem:
             raise SyscallError(
                 "not_available",

@@ -73,7 +73,7 @@ def test_without_a_configured_model_the_error_says_what_to_write(boot_kernel: An
     async def scenario() -> None:
         async with boot_kernel() as kernel:
             with pytest.raises(SyscallError, match=r"\[reranker\]") as refusal:
-                await kernel.devices.reranker()
+                await kernel.devices.encoders.reranker()
             assert refusal.value.code == "not_available"
 
     asyncio.run(scenario())
@@ -83,7 +83,7 @@ def test_a_configured_reranker_is_among_the_devices(boot_kernel: Any) -> None:
     async def scenario() -> None:
         async with boot_kernel(reranker=RerankerSetting("words", SharedWords)) as kernel:
             assert [one.state for one in kernel.devices.infos()] == ["closed"]
-            await kernel.devices.reranker()
+            await kernel.devices.encoders.reranker()
             assert [one.driver for one in kernel.devices.infos()] == ["cross_encoder"]
             assert [entry.owner for entry in kernel.devices.ledger()] == ["words"]
 
