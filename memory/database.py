@@ -48,7 +48,8 @@ _CACHE_KIB = 65_536  # for the connection that writes: indexes of a million note
 # Commits change the same pages again and again, and a checkpoint copies each once: one for every
 # 32 MB of the log, and not for every 4 MB, takes a quarter off a commit of 100 notes.
 _CHECKPOINT_PAGES = 8192
-_READ_MAP_BYTES = 1 << 34
+_READ_MAP_BYTES = 1 << 34  # SQLite maps 2 GB at most; what is beyond goes through the cache
+_READ_CACHE_KIB = 8_192  # of each connection that reads
 
 # How often this process has each file open. POSIX locks belong to a process: were the file opened
 # and closed beside SQLite, SQLite's locks would be gone.
@@ -168,6 +169,7 @@ class Database:
         connection = _connect(self.path)
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA mmap_size = {_READ_MAP_BYTES}")
+        connection.execute(f"PRAGMA cache_size = -{_READ_CACHE_KIB}")
         return connection
 
     def checkpoint(self) -> None:
