@@ -95,6 +95,43 @@ def test_vacuum_waits_for_no_reader_but_says_that_there_is_one(store: Store) -> 
     store.vacuum()
 
 
+def test_searches_and_writes_go_on_beside_vacuum(store: Store, tmp_path: Path) -> None:
+    """The file shrinks under those who have it mapped."""
+    fill(store, 3000)
+    stop, failed = threading.Event(), list[BaseException]()
+
+    def keep_using() -> None:
+        other = Store(tmp_path / "memory", dimensions=4)
+        try:
+            while not stop.is_set():
+                query = Query(text="note", vector=vector(1), k=50, namespaces=["a", "b"])
+                assert len(other.retrieve(query).hits) == 50
+                fill(other, 2, namespace="b")
+        except BaseException as problem:  # noqa: BLE001 - shown by the test
+            failed.append(problem)
+        finally:
+            other.close()
+
+    user = threading.Thread(target=keep_using)
+    user.start()
+    sizes: list[int] = []
+    try:
+        for first in range(1, 2400, 600):
+            store.forget("a", ids=range(first, first + 600))
+            for _ in range(20):
+                try:
+                    store.vacuum()
+                    break
+                except SyscallError as problem:
+                    assert problem.code == "busy"
+            sizes.append((store.folder / "notes.db").stat().st_size)
+    finally:
+        stop.set()
+        user.join()
+    assert failed == [] and sizes[-1] < sizes[0] / 1.5
+    assert store.check().problems == ()
+
+
 def test_a_whole_store_has_no_problems(store: Store) -> None:
     fill(store)
     store.forget("a", ids=[7])
