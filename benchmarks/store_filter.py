@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.corpora import Where, make
 from benchmarks.form import Floor, main_with
 from benchmarks.store_side import ASK, FILL, K, in_child
-from benchmarks.stores import PACKAGES, installed
+from benchmarks.stores import PEERS, installed
 
 ITEMS = 1_000_000
 QUICK_ITEMS = 20_000
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help=f"{QUICK_ITEMS:,} items")
     made.add_argument("--items", type=int, help=f"default {ITEMS:,}")
     made.add_argument("--keep", metavar="FOLDER", help="keep the vectors here and use them again")
-    names = ["ours", *filter(installed, PACKAGES)]
+    names = ["ours", *filter(installed, PEERS)]
     made.add_argument("--sides", nargs="+", choices=names, default=names)
     return made
 

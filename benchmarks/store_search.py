@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.corpora import Corpus, Kind, make
 from benchmarks.form import Floor, main_with
 from benchmarks.store_side import ASK, FILL, OVERHEAD, K, in_child
-from benchmarks.stores import PACKAGES, installed
+from benchmarks.stores import PEERS, installed
 
 ITEMS = 1_000_000
 QUICK_ITEMS = 20_000
@@ -83,7 +83,7 @@ def measured(corpus: Corpus, names: Sequence[str], scratch: Path) -> dict[str, d
 
 def ahead(sides: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The p50 of the fastest peer with our recall, as a multiple of ours. None: no peer has it."""
-    peers = [sides[name]["p50_ms"] for name in PACKAGES if name in sides and sides[name]["equal"]]
+    peers = [sides[name]["p50_ms"] for name in PEERS if name in sides and sides[name]["equal"]]
     return round(min(peers) / sides["ours"]["p50_ms"], 2) if peers and "ours" in sides else None
 
 
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     made.add_argument("--real-s", type=float, help="seconds for embedding real texts")
     made.add_argument("--keep", metavar="FOLDER", help="keep the vectors here and use them again")
-    names = ["ours", "faiss_flat", *filter(installed, PACKAGES)]
+    names = ["ours", "faiss_flat", *filter(installed, PEERS)]
     made.add_argument("--sides", nargs="+", choices=names, default=names)
     return made
 

@@ -4,7 +4,8 @@ Each side is a store of its own process that holds some items already, and is se
 a second while agents (threads) add for a few seconds; each agent adds again as soon as its last add
 has returned. What an acknowledgement is worth differs (`stores.py` says how we know): an add to
 lancedb survives a killed process, one to any other side a power cut as well. The floors compare
-with the best of those that are as durable as ours; `all_ratio` beside them compares with everyone.
+with the best of those that are as durable as ours. Beside them, `all_ratio` compares with everyone,
+and `text_ratio` with sqlite-vec and an FTS5 table of the texts: ours can be searched by words.
 
 A sample of the adds is looked for afterwards by their own vectors; `unfound` counts the misses.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks.corpora import Batch, Corpus, make
 from benchmarks.form import Floor, main_with
 from benchmarks.store_side import in_child, latency
-from benchmarks.stores import DURABLE, PACKAGES, SIDES, Side, installed
+from benchmarks.stores import DURABLE, PEERS, SIDES, Side, installed
 
 HELD_ITEMS = 10_000
 QUICK_HELD_ITEMS = 2_000
@@ -170,8 +171,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             )
     for agents in AGENTS:
         for name in (f"single_{agents}", f"batched_{agents}"):
-            figures[f"{name}_ratio"] = _ratio(sides, f"{name}_per_s", [*filter(DURABLE.get, sides)])
-            figures[f"{name}_all_ratio"] = _ratio(sides, f"{name}_per_s", [*sides])
+            key = f"{name}_per_s"
+            figures[f"{name}_ratio"] = _ratio(sides, key, [*filter(DURABLE.get, PEERS)])
+            figures[f"{name}_all_ratio"] = _ratio(sides, key, PEERS)
+            figures[f"{name}_text_ratio"] = _ratio(sides, key, ["sqlite_vec_text"])
             for side, values in sides.items():
                 for key in ("per_s", "add_p99_ms", "search_p50_ms", "unfound"):
                     figures[f"{side}_{name}_{key}"] = values[f"{name}_{key}"]
@@ -182,14 +185,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _ratio(sides: Mapping[str, Mapping[str, Any]], key: str, names: Sequence[str]) -> float | None:
     """Ours over the best peer among some sides."""
-    peers = [sides[name][key] for name in names if name != "ours"]
+    peers = [sides[name][key] for name in names if name in sides]
     return round(sides["ours"][key] / max(peers), 2) if peers and "ours" in sides else None
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser()
     made.add_argument("--quick", action="store_true", help="few items, half a second a case")
-    names = ["ours", *filter(installed, PACKAGES)]
+    names = ["ours", *filter(installed, (*PEERS, "sqlite_vec_text"))]
     made.add_argument("--sides", nargs="+", choices=names, default=names)
     return made
 

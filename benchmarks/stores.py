@@ -290,7 +290,10 @@ class SqliteVec:
                 " VALUES (?1, ?2, vec_quantize_binary(?2), ?3, ?4, ?5, ?6, ?7)",
                 rows,
             )
+            self._add_texts(batch)
             self._writer.execute("COMMIT")
+
+    def _add_texts(self, batch: Batch) -> None: ...
 
     def delete(self, numbers: Sequence[int]) -> None:
         with self._writing:
@@ -325,6 +328,21 @@ class SqliteVec:
     def close(self) -> None:
         self._reader.close()
         self._writer.close()
+
+
+class SqliteVecText(SqliteVec):
+    """sqlite-vec beside an FTS5 table of the same texts, in one transaction: what a search by
+    words needs, and ours and chromadb keep as well. It takes adds only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._writer.execute("CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(text)")
+
+    def _add_texts(self, batch: Batch) -> None:
+        self._writer.executemany(
+            "INSERT INTO texts (rowid, text) VALUES (?, ?)", enumerate(batch.texts, batch.first)
+        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -364,11 +382,12 @@ SIDES: Mapping[str, Callable[[Path], Side]] = {
     "chromadb": Chroma,
     "lancedb": Lance,
     "sqlite_vec": SqliteVec,
+    "sqlite_vec_text": SqliteVecText,
 }
-PACKAGES: Mapping[str, str] = {
-    "chromadb": "chromadb",
-    "lancedb": "lancedb",
-    "sqlite_vec": "sqlite_vec",
+PEERS = ("chromadb", "lancedb", "sqlite_vec")
+_PACKAGES: Mapping[str, str] = {
+    **{name: name for name in PEERS},
+    "sqlite_vec_text": "sqlite_vec",
 }
 # Whether an add is on the disk when it returns.
 DURABLE: Mapping[str, bool] = {
@@ -376,6 +395,7 @@ DURABLE: Mapping[str, bool] = {
     "chromadb": True,
     "lancedb": False,
     "sqlite_vec": True,
+    "sqlite_vec_text": True,
 }
 # What a search looks at: chromadb's `ef_search`, lancedb's `nprobes`, see `SqliteVec`. 0 is exact,
 # or no setting.
@@ -385,6 +405,7 @@ LADDERS: Mapping[str, Sequence[int]] = {
     "chromadb": (20, 40, 80, 160, 320, 640),
     "lancedb": (5, 10, 20, 40, 80, 160, 320, 1000),
     "sqlite_vec": (0, 10, 40, 160),
+    "sqlite_vec_text": (0, 10, 40, 160),
 }
 
 
@@ -392,5 +413,5 @@ def installed(name: str) -> bool:
     """Whether a side's package is here; `pip install 'llmos[bench]'` brings all of them."""
     from importlib.util import find_spec
 
-    package = PACKAGES.get(name)
+    package = _PACKAGES.get(name)
     return package is None or find_spec(package) is not None
