@@ -71,8 +71,11 @@ class GroupCommit:
     def _commit(self, together: list[_Work]) -> None:
         try:
             with self._database.transaction() as sql:
-                for one in together:
-                    _apply(sql, one)
+                if len(together) == 1:  # the transaction is its savepoint
+                    together[0].value = together[0].write(sql)
+                else:
+                    for one in together:
+                        _apply(sql, one)
         except BaseException as problem:  # noqa: BLE001 - each of them raises it
             for one in together:
                 one.problem = one.problem or problem

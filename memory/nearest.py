@@ -225,7 +225,10 @@ class NearestNotes:
                     return True
                 index = self._built(sql, newest, cores)
                 if index is not None:
-                    self._save(index, newest)
+                    try:
+                        self._save(index, newest)
+                    except OSError as problem:  # a full disk: it serves all the same
+                        log.warning("the new vector index is used, but not saved: %s", problem)
                     self._use(sql, index, newest)
                 return True
         finally:

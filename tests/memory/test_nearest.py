@@ -249,6 +249,20 @@ def test_a_build_that_fails_leaves_the_index_that_was(
 
 
 @pytest.mark.usefixtures("small")
+def test_an_index_that_cannot_be_saved_serves_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nearest, "save", fail)
+        put(store, points(300))
+        wait_for_build(store)
+    assert kind(store) == "ivf" and "not saved" in caplog.text
+
+
+@pytest.mark.usefixtures("small")
 def test_closing_ends_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path, dimensions=DIMENSIONS)
     begun = threading.Event()
