@@ -65,9 +65,8 @@ class NearestNotes:
         self._starting = Lock()
         self._next_try = MOST_FLAT
         with storage_errors(database.path), database.reading() as sql:
-            newest = version(sql)
             self.dimensions = _dimensions(sql)
-            loaded = self._load(newest)
+            loaded = self._load(sql)
             self._index: Index = FlatIndex(self.dimensions) if loaded is None else loaded.index
             self._version = _UNKNOWN if loaded is None else loaded.version
             self._saved: Version | None = None if loaded is None else loaded.version
@@ -219,7 +218,7 @@ class NearestNotes:
         try:
             with self._database.reading() as sql:
                 newest = version(sql)
-                found = self._load(newest)
+                found = self._load(sql)
                 if found is not None and _is_fit(found.index, len(self._index)):
                     self._use(sql, found.index, found.version)  # another process has built it
                     return True
@@ -234,12 +233,12 @@ class NearestNotes:
         finally:
             lock.release()
 
-    def _load(self, newest: Version) -> Loaded | None:
+    def _load(self, sql: sqlite3.Connection) -> Loaded | None:
         return load(
             self._folder,
             dimensions=self.dimensions,
             store_id=self._database.store_id,
-            newest=newest,
+            newest=lambda: version(sql),
         )
 
     def _built(self, sql: sqlite3.Connection, since: Version, cores: int) -> ListIndex | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -76,11 +77,13 @@ def save(index: Index, folder: Path, *, store_id: str, version: Version) -> None
         building.unlink(missing_ok=True)
 
 
-def load(folder: Path, *, dimensions: int, store_id: str, newest: Version) -> Loaded | None:
-    """The index from its file; None when the file is missing or not to be trusted.
+def load(
+    folder: Path, *, dimensions: int, store_id: str, newest: Callable[[], Version]
+) -> Loaded | None:
+    """The index from its file; None when the file is missing or not to be trusted, which ends it.
 
-    `newest` is the state of the database: an index that has seen more belongs to a later state of a
-    database that was put back, and its ids would mean other notes.
+    `newest` gives the state of the database, after the file was read: an index that has seen more
+    belongs to a later state of a database that was put back, and its ids would mean other notes.
     """
     path = folder / INDEX_FILE
     if not path.exists():
@@ -94,10 +97,10 @@ def load(folder: Path, *, dimensions: int, store_id: str, newest: Version) -> Lo
     elif trailer["store_id"] != store_id or trailer["dimensions"] != dimensions:
         problem = "it belongs to another store"
     else:
-        version = Version(*trailer["version"])
-        if version.last_id > newest.last_id or version.seq > newest.seq:
+        version, now = Version(*trailer["version"]), newest()
+        if version.last_id > now.last_id or version.seq > now.seq:
             problem = "it is newer than the database"
-        elif version.generation != newest.generation:
+        elif version.generation != now.generation:
             problem = "its vectors were all replaced"
         else:
             try:
@@ -106,6 +109,8 @@ def load(folder: Path, *, dimensions: int, store_id: str, newest: Version) -> Lo
                 problem = str(error).splitlines()[0]
     if problem is not None:
         log.warning("%s is not used (%s); making the index again", path, problem)
+        # Gone, before the database grows past the state that the file was of.
+        path.unlink(missing_ok=True)
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -170,6 +171,27 @@ def test_threads_of_two_stores_write_and_search_together(store: Store, tmp_path:
         assert {count.items for count in own.stat().namespaces} == {30}
         assert own.check().problems == ()
     twin.close()
+
+
+def test_an_index_of_before_a_restore_is_never_used(tmp_path: Path) -> None:
+    """Ids that are given again after a backup was put back mean other notes."""
+    first = Store(tmp_path / "memory", dimensions=DIMENSIONS)
+    put(first, points(5))
+    first.backup(tmp_path / "copy")
+    put(first, points(5))
+    first.close()
+    for path in (tmp_path / "memory").glob("notes.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "copy" / "notes.db", tmp_path / "memory" / "notes.db")
+    restored = Store(tmp_path / "memory", dimensions=DIMENSIONS)
+    matrix = points(7)
+    ids = put(restored, matrix)
+    # As after a kill: another one opens what is on the disk now.
+    later = Store(tmp_path / "memory", dimensions=DIMENSIONS)
+    for note, vector in zip(ids, matrix, strict=True):
+        assert find(later, vector, 1)[0].id == note
+    later.close()
+    restored.close()
 
 
 # --- building ---
