@@ -16,6 +16,7 @@ depend on other namespaces.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -51,8 +52,6 @@ from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembere
 from llmos.syscalls.values import JsonObject
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from llmos.memory.vectors import Matrix
 
 R = TypeVar("R")
@@ -311,8 +310,12 @@ class Store:
         Raises: SyscallError("busy") while somebody reads; SyscallError("storage").
         """
         with self.reading() as reader:
-            self._nearest.catch_up(reader.sql)
-            self._save_index()
+            state = self._nearest.catch_up(reader.sql)
+            saved = self._nearest.save()
+        if saved is None or saved.seq < state.seq:  # the file may hold vectors of what is gone
+            raise SyscallError(
+                "busy", "another process writes the store's index; try again", is_retryable=True
+            )
         with self._use():
             erase_traces(self._database)
 
@@ -365,7 +368,7 @@ class Store:
             with self._database.reading() as sql:
                 try:
                     self._nearest.catch_up(sql)
-                except (SyscallError, MemoryError) as problem:
+                except (SyscallError, MemoryError, sqlite3.Error) as problem:
                     log.warning("the vector index is behind: %s", problem)
             return value
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos.memory.folder import BUILD_LOCK_FILE, FileLock
 from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
@@ -79,6 +80,19 @@ def test_a_vector_of_a_forgotten_note_is_in_no_file_after_vacuum(store: Store) -
     store.forget("a", ids=gone)
     store.vacuum()
     assert not any(blob in path.read_bytes() for path in store.folder.iterdir())
+
+
+def test_vacuum_says_when_another_process_has_the_index_file(store: Store) -> None:
+    fill(store)
+    store.flush()
+    store.forget("a", ids=[1])
+    lock = FileLock.take(store.folder / BUILD_LOCK_FILE)
+    assert lock is not None
+    with pytest.raises(SyscallError, match="index") as caught:
+        store.vacuum()
+    assert caught.value.is_retryable
+    lock.release()
+    store.vacuum()
 
 
 def test_vacuum_waits_for_no_reader_but_says_that_there_is_one(store: Store) -> None:
