@@ -26,6 +26,7 @@ class _Work:
         self.is_done = False
         self.value: Any = None
         self.problem: BaseException | None = None
+        self.leads = False  # whether its thread is to commit for all who wait
         self.turn = Lock()  # held until the work is done, or its thread is to lead
         self.turn.acquire()
 
@@ -45,14 +46,25 @@ class GroupCommit:
         own = _Work(write)
         with self._lock:
             self._waiting.append(own)
-            leads, self._is_led = not self._is_led, True
-        if not leads:
-            own.turn.acquire()
+            own.leads, self._is_led = not self._is_led, True
+        if not own.leads:
+            self._wait(own)
         if not own.is_done:
             self._lead()
         if own.problem is not None:
             raise own.problem
         return cast("R", own.value)
+
+    def _wait(self, own: _Work) -> None:
+        try:
+            own.turn.acquire()
+        except BaseException:  # an interrupt: nobody must wait for who is gone
+            with self._lock:
+                if own in self._waiting:
+                    self._waiting.remove(own)
+            if own.leads:
+                self._lead()
+            raise
 
     def _lead(self) -> None:
         """Commit what waits, let its writers go on, and leave the next group to its first."""
@@ -63,6 +75,8 @@ class GroupCommit:
         finally:
             with self._lock:
                 following = self._waiting[:1]
+                for one in following:
+                    one.leads = True
                 self._is_led = bool(following)
             # Those whose work is done wait for nobody else's.
             for one in (*together, *following):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -90,3 +91,33 @@ def test_what_the_commit_raises_is_raised_to_all(
     assert names(database) == []
     commits.run(lambda sql: put(sql, "next"))
     assert names(database) == ["next"]
+
+
+def test_a_writer_that_is_interrupted_while_it_waits_holds_up_nobody(database: Database) -> None:
+    """Only the main thread can be. The next one gets its turn all the same."""
+    commits = GroupCommit(database)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first(sql: sqlite3.Connection) -> str:
+        inside.set()
+        assert go_on.wait(10)
+        return put(sql, "first")
+
+    def interrupt() -> None:
+        while len(commits._waiting) < 1:
+            threading.Event().wait(0.001)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with ThreadPoolExecutor(3) as pool:
+        leading = pool.submit(commits.run, first)
+        assert inside.wait(10)
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            commits.run(lambda sql: put(sql, "interrupted"))
+        behind = pool.submit(commits.run, lambda sql: put(sql, "behind"))
+        go_on.set()
+        assert leading.result(10) == "FIRST" and behind.result(10) == "BEHIND"
+    assert commits.run(lambda sql: put(sql, "later")) == "LATER"
+    assert "interrupted" not in names(database)
