@@ -135,7 +135,9 @@ class Store:
             blobs = [row.tobytes() for row in stored]
             return enter(sql, namespace, prepared, blobs, now, owner=owner, near=near)
 
-        entered = self._write(write)
+        entered = self._commit(write)
+        if self._nearest.is_far_behind(max((one.note for one in entered), default=0)):
+            self._follow()
         return Remembered(
             ids=tuple(one.note for one in entered),
             duplicates=sum(not one.is_new for one in entered),
@@ -361,16 +363,24 @@ class Store:
     # --- inside ---
 
     def _write(self, write: Callable[[sqlite3.Connection], R]) -> R:
-        """What `write` returns, when it is on the disk. The writer brings the index up to it, so
-        that the next search need not; what fails in that, the next search meets."""
+        """What `write` returns, when it is on the disk and the index has come up to it."""
+        value = self._commit(write)
+        self._follow()
+        return value
+
+    def _commit(self, write: Callable[[sqlite3.Connection], R]) -> R:
+        """What `write` returns, when it is on the disk."""
         with self._use():
-            value = self._commits.run(write)
-            with self._database.reading() as sql:
-                try:
-                    self._nearest.catch_up(sql)
-                except (SyscallError, MemoryError, sqlite3.Error) as problem:
-                    log.warning("the vector index is behind: %s", problem)
-            return value
+            return self._commits.run(write)
+
+    def _follow(self) -> None:
+        """Bring the index up to what was written, so that the next search need not; what fails in
+        that, the next search meets."""
+        with self._use(), self._database.reading() as sql:
+            try:
+                self._nearest.catch_up(sql)
+            except (SyscallError, MemoryError, sqlite3.Error) as problem:
+                log.warning("the vector index is behind: %s", problem)
 
     @contextmanager
     def _use(self) -> Generator[float]:

@@ -62,6 +62,7 @@ def kind(store: Store) -> str:
 
 
 def wait_for_build(store: Store) -> None:
+    store.stat()  # takes in what was written, which begins a build
     builder = store._nearest._builder
     assert builder is not None
     builder.join()
