@@ -126,10 +126,8 @@ class _Nearest:
 
 
 def _choose_probes(index: ListIndex, nearest: _Nearest) -> None:
-    """Set the fewest probes that reach the target, to within a tenth, and the recall measured."""
-    share = LEAST_LOOKED_AT / max(len(index), 1)
-    enough = min(index.lists, math.ceil(index.lists * share))
-    too_few = enough - 1
+    """Set the fewest probes that reach the target, to within a tenth, and those to search with."""
+    too_few, enough = 0, 1
     recall = _measure(index, nearest, enough)
     while recall < TARGET and enough < index.lists:
         too_few, enough = enough, min(2 * enough, index.lists)
@@ -141,7 +139,10 @@ def _choose_probes(index: ListIndex, nearest: _Nearest) -> None:
             too_few = middle
         else:
             enough, recall = middle, measured
-    index.probes = enough
+    least = min(index.lists, math.ceil(index.lists * LEAST_LOOKED_AT / max(len(index), 1)))
+    index.fewest, index.probes = enough, max(enough, least)
+    if index.probes > enough:
+        recall = _measure(index, nearest, index.probes)
     index.recall = Recall(recall, len(nearest.own), NEIGHBOURS)
 
 

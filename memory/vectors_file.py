@@ -22,7 +22,7 @@ from llmos.memory.folder import INDEX_FILE, replace_durably
 from llmos.memory.vectors import FlatIndex, Index, ListIndex, Recall
 
 _MAGIC = b"llmosvec"
-_FORMAT = 2
+_FORMAT = 3
 _DIGEST_BYTES = 16
 # The file's end: bytes of the JSON trailer before it, checksum of all before the tail, magic.
 _TAIL = struct.Struct(f">I{_DIGEST_BYTES}s8s")
@@ -55,6 +55,7 @@ def save(index: Index, folder: Path, *, store_id: str, version: Version) -> None
     if isinstance(index, ListIndex):
         trailer |= {
             "probes": index.probes,
+            "fewest": index.fewest,
             "recall": list(index.recall),
             "trained_on": index.trained_on,
         }
@@ -120,6 +121,7 @@ def _index(library: Any, trailer: dict[str, Any]) -> Index:
     return ListIndex(
         library,
         probes=trailer["probes"],
+        fewest=trailer["fewest"],
         recall=Recall(*trailer["recall"]),
         trained_on=trailer["trained_on"],
     )

@@ -27,7 +27,7 @@ def flat() -> Index:
 def lists() -> Index:
     index = ListIndex.around(MATRIX[:10].copy(), trained_on=150)
     index.add(IDS, MATRIX)
-    index.probes, index.recall = 4, Recall(0.99, 100, 10)
+    index.probes, index.fewest, index.recall = 4, 3, Recall(0.99, 100, 10)
     return index
 
 
@@ -50,7 +50,7 @@ def test_a_saved_index_comes_back(tmp_path: Path, made: Index) -> None:
     assert index.ids.tolist() == IDS.tolist()
     assert index.search(MATRIX[3], 4) == made.search(MATRIX[3], 4)
     if isinstance(index, ListIndex):
-        assert (index.probes, index.trained_on) == (4, 150)
+        assert (index.probes, index.fewest, index.trained_on) == (4, 3, 150)
     index.remove(IDS[:5])
     index.add(IDS[:1], MATRIX[:1])
     assert len(index) == 196 and index.search(MATRIX[0], 1)[0][0] == IDS[0]
