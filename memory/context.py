@@ -117,6 +117,7 @@ class Context:
         """
         state = self.state
         *before, newest = state.window.values()
+        alone_tokens = self._count([newest.message])
         for size in range(len(found), 0, -1):
             notes = found[:size]
             lines = [f"- {one.text}" for one in sorted(notes, key=lambda one: one.order)]
@@ -127,6 +128,9 @@ class Context:
                 reason=f"fits segment {newest.index}",
                 is_derived=True,
             )
+            # Rendering the whole window takes ten times as long as these two.
+            if self._count(conversation([recalled, newest])) - alone_tokens > room_tokens:
+                continue
             used_tokens = self._count(conversation([*before, recalled, newest]))
             added_tokens = max(0, used_tokens - state.used_tokens)
             if added_tokens > room_tokens:
