@@ -46,7 +46,7 @@ OPTION_SINCE = (3, 42, 0)  # FTS5's own secure-delete
 BUSY_TIMEOUT_S = 10.0
 _CACHE_KIB = 65_536  # for the connection that writes: indexes of a million notes
 # Commits change the same pages again and again, and a checkpoint copies each once: one for every
-# 32 MB of the log, and not for every 4 MB, takes a quarter off a commit of 100 notes.
+# 32 MB of the log writes less than one for every 4 MB, which is SQLite's choice.
 _CHECKPOINT_PAGES = 8192
 _READ_MAP_BYTES = 1 << 34  # SQLite maps 2 GB at most; what is beyond goes through the cache
 _READ_CACHE_KIB = 8_192  # of each connection that reads
