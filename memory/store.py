@@ -295,8 +295,13 @@ class Store:
     def check(self) -> Report:
         """Read all of the store and report what does not fit together. Raises: as `retrieve`."""
         with self.reading() as reader:
-            self._nearest.catch_up(reader.sql)
-            return check(self._database, self._nearest.index)
+            index = None
+            try:
+                self._nearest.catch_up(reader.sql)
+                index = self._nearest.index
+            except SyscallError as problem:  # a damaged vector, which the report names
+                log.warning("the vector index is not checked: %s", problem)
+            return check(self._database, index)
 
     def backup(self, folder: Path) -> None:
         """Copy the store into a new folder, consistently, while reads and writes go on.

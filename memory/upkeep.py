@@ -35,10 +35,11 @@ class Report(NamedTuple):
         return not self.problems
 
 
-def check(database: Database, index: Index) -> Report:
+def check(database: Database, index: Index | None) -> Report:
     """Read everything and compare it: pages, references, full text, vectors, and the index.
 
-    `index` has caught up with the database. Writers wait while the full text is compared.
+    `index` has caught up with the database; None is one that cannot, which the vectors show.
+    Writers wait while the full text is compared.
     """
     problems: list[str] = []
     with database.reading() as sql:
@@ -54,7 +55,7 @@ def check(database: Database, index: Index) -> Report:
         ).fetchall()
         problems += [f"note {note}: it has no whole vector" for (note,) in without]
         items = rows.count(sql)
-        if not np.array_equal(index.ids, rows.all_ids(sql)):
+        if index is not None and not np.array_equal(index.ids, rows.all_ids(sql)):
             problems.append("the vector index does not hold exactly the notes")
     problems += _full_text(database)
     return Report(items, tuple(problems))

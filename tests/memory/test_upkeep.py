@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos.memory import changes
 from llmos.memory.folder import BUILD_LOCK_FILE, FileLock
 from llmos.memory.query import Query
 from llmos.memory.store import Store
@@ -37,6 +38,7 @@ def fill(store: Store, count: int = 50, namespace: str = "a") -> None:
         for number in range(count)
     ]
     store.remember(namespace, notes, [vector(number) for number in range(count)])
+    store.stat()  # which takes them into the index
 
 
 def traces(folder: Path, word: str) -> list[str]:
@@ -172,6 +174,19 @@ def test_a_check_finds(store: Store, kind: str) -> None:
         other.execute(statement)
     (found,) = store.check().problems
     assert problem in found
+
+
+def test_a_check_finds_a_cut_vector_that_the_index_has_not_seen(store: Store) -> None:
+    fill(store)
+    with closing(sqlite3.connect(store.folder / "notes.db")) as other, other:
+        other.execute("UPDATE vectors SET vector = x'00' WHERE note = 7")
+    store._nearest._version = changes.Version(-1, -1, -1)  # must be made anew, and cannot
+    assert store.check().problems == ("note 7: it has no whole vector",)
+    with closing(sqlite3.connect(store.folder / "notes.db")) as other, other:
+        other.execute(
+            "UPDATE vectors SET vector = (SELECT vector FROM vectors WHERE note = 8) WHERE note = 7"
+        )
+    assert store.check().problems == ()
 
 
 def test_a_check_finds_an_index_that_went_astray(store: Store) -> None:
