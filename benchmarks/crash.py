@@ -283,7 +283,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from llmos.memory import nearest
 
     # So that indexes with lists are built all the time, and killed while they are.
-    nearest.MOST_FLAT, nearest.GROWN = 400, 1.1
+    with mock.patch.multiple(nearest, MOST_FLAT=400, GROWN=1.1):
+        return _measured(options)
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
     kills = options.kills or (QUICK_KILLS if options.quick else KILLS)
     draw = random.Random(options.seed)
     known: dict[str, Known] = {}

@@ -151,6 +151,6 @@ def test_the_demonstration_answers_with_sources(tmp_path: Path, folder: str) -> 
 
     value = run(tmp_path, scenario)
     assert value["answer"]
-    assert any(source.startswith("tower.md:") for source in value["sources"])
+    assert any(source.startswith("tower.md, ") for source in value["sources"])
     assert {one["status"] for one in value["agents"].values()} == {"ok"}
     assert value["agents"]["programmer"]["value"]["steps"][0]["tool"] == "python"

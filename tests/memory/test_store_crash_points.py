@@ -46,7 +46,11 @@ MODULES = {
     "vectors_file.py",
     "writing.py",
 }
-nearest.MOST_FLAT = 30
+
+
+@pytest.fixture(autouse=True)
+def small_indexes_have_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "MOST_FLAT", 30)
 
 
 def notes_of(batch: int) -> list[Note]:
@@ -203,4 +207,5 @@ def test_a_life_after_many_kills_ends_well(lives: Lives, tmp_path: Path) -> None
 
 
 if __name__ == "__main__":
+    nearest.MOST_FLAT = 30
     main()
