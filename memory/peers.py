@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ def chroma_records(folder: Path, collection: str | None = None) -> Iterator[Reco
     holds none, or several and none is named.
     """
     try:
-        import chromadb
-        from chromadb.config import Settings
+        # By name: the package is not among those that a set-up installs.
+        chromadb: Any = import_module("chromadb")
+        settings: Any = import_module("chromadb.config").Settings
     except ImportError as problem:
         raise SyscallError(
             "not_available",
@@ -33,7 +35,7 @@ def chroma_records(folder: Path, collection: str | None = None) -> Iterator[Reco
         copy = Path(scratch) / "chroma"
         shutil.copytree(folder, copy)
         client: Any = chromadb.PersistentClient(
-            path=str(copy), settings=Settings(anonymized_telemetry=False)
+            path=str(copy), settings=settings(anonymized_telemetry=False)
         )
         names = sorted(one.name for one in client.list_collections())
         chosen = client.get_collection(_chosen(folder, names, collection), embedding_function=None)
