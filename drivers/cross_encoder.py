@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmos.drivers.contract import Allocation, CrossEncoderInfo, DeviceError, ModelSpec
 from llmos.drivers.length_batches import BATCH_TOKENS, length_batches
 from llmos.drivers.torch_device import use_device
+from llmos.drivers.torch_errors import torch_errors
 from llmos.drivers.torch_weights import load_tokenizer, quiet
 
 if TYPE_CHECKING:
@@ -83,17 +84,10 @@ class TorchCrossEncoder:
         """One score from 0 to 1 a row."""
         import torch
 
-        try:
+        with torch_errors(self._device, "score"), torch.inference_mode():
             padded = self._tokenizer.pad(rows, return_tensors="pt").to(self._device)
-            with torch.inference_mode():
-                logits: torch.Tensor = self._model(**padded).logits  # (rows, 1)
+            logits: torch.Tensor = self._model(**padded).logits  # (rows, 1)
             scores = torch.sigmoid(logits.float()[:, 0]).cpu()
-        except torch.OutOfMemoryError as problem:
-            torch.cuda.empty_cache()
-            raise DeviceError(f"{self._device} is out of memory: {problem}") from problem
-        except Exception as problem:
-            is_fatal = self._device != "cpu"
-            raise DeviceError(f"torch failed to score: {problem}", is_fatal=is_fatal) from problem
         if not scores.isfinite().all():
             raise DeviceError("a score is not finite; the model's file is damaged")
         return scores.tolist()

@@ -24,6 +24,7 @@ from llmos.drivers.sentence_folder import (
     read_sentence_folder,
 )
 from llmos.drivers.torch_device import use_device
+from llmos.drivers.torch_errors import torch_errors
 from llmos.drivers.torch_weights import load_tokenizer, quiet
 
 if TYPE_CHECKING:
@@ -121,15 +122,8 @@ class TorchEmbedding:
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         import torch
 
-        try:
-            with torch.inference_mode():
-                vectors = self._pooled(rows).float().cpu()
-        except torch.OutOfMemoryError as problem:
-            torch.cuda.empty_cache()
-            raise DeviceError(f"{self._device} is out of memory: {problem}") from problem
-        except Exception as problem:
-            is_fatal = self._device != "cpu"
-            raise DeviceError(f"torch failed to embed: {problem}", is_fatal=is_fatal) from problem
+        with torch_errors(self._device, "embed"), torch.inference_mode():
+            vectors = self._pooled(rows).float().cpu()
         if not vectors.isfinite().all():
             raise DeviceError("the embedding is not finite; the model's file is damaged")
         return vectors.tolist()
