@@ -166,19 +166,22 @@ class LlamaCpp:
 
         They hold until the next step. Raises: DeviceError.
         """
-        rows = [sum(map(rows_of, feeds)) for feeds in passes]
-        logits = np.empty((sum(rows), self._info.vocabulary), np.float32)
-        start = 0
-        for feeds, count in zip(passes, rows, strict=True):
+        if len(passes) == 1:  # nothing overwrites them before they are read
+            self._decode(passes[0])
+            return self._computed(passes[0])
+        parts: list[NDArray[np.float32]] = []
+        for feeds in passes:
             self._decode(feeds)
-            if count:
-                pointer = self._lib.llama_get_logits(self._context)
-                computed = np.ctypeslib.as_array(pointer, (count, self._info.vocabulary))
-                if len(passes) == 1:
-                    return computed  # nothing overwrites them before they are read
-                logits[start : start + count] = computed
-                start += count
-        return logits
+            parts.append(self._computed(feeds).copy())
+        return np.concatenate(parts)
+
+    def _computed(self, feeds: Sequence[Feed]) -> NDArray[np.float32]:
+        """The last pass's logits `(rows, vocabulary)` in the order of feeds, until the next one."""
+        rows = sum(map(rows_of, feeds))
+        if not rows:
+            return np.empty((0, self._info.vocabulary), np.float32)
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (rows, self._info.vocabulary))
 
     def _decode(self, feeds: Sequence[Feed]) -> None:
         self._batch.fill(
