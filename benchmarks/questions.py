@@ -82,8 +82,8 @@ _SAME = {
 }
 _SENTENCE = re.compile(r"(.+?[.!?:])(?=\s+[A-Z(`'\"*]|\s*\n\s*\n|\s*$)", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
-_IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z0-9_]+|[A-Z][a-z]+(?:[A-Z][a-z]+)+)\b")
-_NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9A-Fa-f]+|0o[0-7]+|\d+\.\d+(?:\.\d+)*|\d{3,})(?![\w.])")
+IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z0-9_]+|[A-Z][a-z]+(?:[A-Z][a-z]+)+)\b")
+NUMBER = re.compile(r"(?<![\w.])(?:0x[0-9A-Fa-f]+|0o[0-7]+|\d+\.\d+(?:\.\d+)*|\d{3,})(?![\w.])")
 _HEADING = re.compile(r"^(#{1,4}) +(.+)$", re.MULTILINE)
 
 
@@ -117,7 +117,7 @@ def documents() -> list[Document]:
 
 def questions(texts: Sequence[Document], *, each: Mapping[Kind, int]) -> list[Question]:
     """Up to so many questions of each kind, drawn evenly by a hash."""
-    made = [*_purposes(texts), *_exact(texts, "name", _IDENTIFIER), *_numbers(texts)]
+    made = [*_purposes(texts), *_exact(texts, "name", IDENTIFIER), *_numbers(texts)]
     by_text = Counter(question.text for question in made)
     chosen: list[Question] = []
     for kind, most in each.items():
@@ -203,7 +203,7 @@ def _exact(texts: Sequence[Document], kind: Kind, form: re.Pattern[str]) -> Iter
 
 
 def _numbers(texts: Sequence[Document]) -> Iterator[Question]:
-    for found, number in _only_once(texts, _NUMBER):
+    for found, number in _only_once(texts, NUMBER):
         text = texts[number].text
         place = text.index(found)
         near = text[max(0, text.rfind(".", 0, place)) : place + 80]
