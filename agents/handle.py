@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from llmos.agents.learning import LearningCalls
 from llmos.agents.skills import shown
 from llmos.syscalls import calls
 from llmos.syscalls import results as r
@@ -19,7 +20,7 @@ from llmos.syscalls.content import Message, user
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import GREEDY, Constraint, JsonSchemaConstraint, Sampling
 from llmos.syscalls.rights import Capabilities, Quota
-from llmos.syscalls.trap import ProgramFunction, Trap
+from llmos.syscalls.trap import ProgramFunction
 from llmos.syscalls.values import JsonObject, JsonValue
 from llmos.syscalls.wire import json_value
 
@@ -49,13 +50,10 @@ def _closed(schema: Any) -> Any:
     return schema
 
 
-class OS:
+class OS(LearningCalls):
     """A process's door to the kernel. Every method raises `SyscallError` when it is refused."""
 
-    __slots__ = ("_trap",)
-
-    def __init__(self, trap: Trap) -> None:
-        self._trap = trap
+    __slots__ = ()
 
     @property
     def pid(self) -> int:
@@ -423,37 +421,6 @@ class OS:
     async def tool_list(self) -> tuple[r.ToolSpec, ...]:
         """The tools that this process may use."""
         return (await self._trap.call(calls.ToolList())).tools
-
-    # --- learn ------------------------------------------------------------------------------------
-
-    async def finetune(self, data: Sequence[calls.Example] | str, name: str, **options: Any) -> int:
-        """Start training an adapter and return the job's pid; options as in `calls.Finetune`."""
-        rows = data if isinstance(data, str) else tuple(data)
-        spawned = await self._trap.call(calls.Finetune(data=rows, name=name, **options))
-        return spawned.pid
-
-    async def evaluate(
-        self,
-        data: Sequence[calls.Example] | str,
-        *,
-        model: str | None = None,
-        adapter: str | None = None,
-    ) -> r.Evaluated:
-        """Held-out loss of a model or adapter."""
-        rows = data if isinstance(data, str) else tuple(data)
-        return await self._trap.call(calls.Evaluate(data=rows, model=model, adapter=adapter))
-
-    async def model_list(self) -> tuple[r.ModelVersion, ...]:
-        """Models and adapters that the kernel knows."""
-        return (await self._trap.call(calls.ModelList())).models
-
-    async def model_promote(self, name: str) -> r.ModelVersion:
-        """Make an adapter the default of its base."""
-        return await self._trap.call(calls.ModelPromote(name=name))
-
-    async def model_rollback(self, base: str | None = None) -> tuple[r.ModelVersion, ...]:
-        """Undo the last promotion."""
-        return (await self._trap.call(calls.ModelRollback(base=base))).models
 
     # --- process ----------------------------------------------------------------------------------
 

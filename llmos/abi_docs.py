@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llmos.syscalls import calls, errors
+from llmos.syscalls import calls, errors, learning
 from llmos.syscalls.calls import Call
 from llmos.syscalls.values import Value
 from llmos.syscalls.wire import CALL_TYPES, abi_schema, op_of, result_type
@@ -87,11 +87,14 @@ def error_meanings() -> dict[str, str]:
 
 
 def _sections() -> dict[str, list[type[Call[Any]]]]:
-    """The calls under the headings that `calls.py` itself has, in its order."""
+    """The calls under the headings that their modules have, in their order."""
     types_by_name = {call.__name__: call for call in CALL_TYPES}
     sections: dict[str, list[type[Call[Any]]]] = {}
     heading = ""
-    for line in inspect.getsource(calls).splitlines():
+    lines = [
+        line for module in (calls, learning) for line in inspect.getsource(module).splitlines()
+    ]
+    for line in lines:
         if found := re.match(r"# --- (.+?) -+$", line):
             heading = found[1]
         elif (found := re.match(r"class (\w+)\(", line)) and found[1] in types_by_name:

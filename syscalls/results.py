@@ -11,6 +11,10 @@ from pydantic import Field
 
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import ErrorValue
+from llmos.syscalls.learning_results import Evaluated as Evaluated
+from llmos.syscalls.learning_results import ModelVersion as ModelVersion
+from llmos.syscalls.learning_results import ModelVersions as ModelVersions
+from llmos.syscalls.learning_results import Trained as Trained
 from llmos.syscalls.rights import Capabilities, Quota
 from llmos.syscalls.values import JsonObject, JsonValue, Value
 
@@ -348,47 +352,6 @@ class ToolOutput(Value):
 
 class ToolSpecs(Value):
     tools: tuple[ToolSpec, ...]
-
-
-# --- learn ----------------------------------------------------------------------------------------
-
-
-class ModelVersion(Value):
-    """An entry of the model registry: a base model or an adapter trained on one."""
-
-    name: str
-    kind: Literal["model", "embedding", "adapter"]
-    base: str | None = None
-    path: str | None = None
-    parent: str | None = None
-    is_promoted: bool = False
-    metrics: dict[str, float] = {}
-    card: JsonObject = {}
-    created_at: float = 0.0
-
-
-class Trained(Value):
-    """A finished finetune. `losses` are (step, training loss) pairs in order."""
-
-    version: ModelVersion
-    losses: tuple[tuple[int, float], ...]
-    eval_loss_before: float | None = None
-    eval_loss_after: float | None = None
-    seconds: float = 0.0
-    tokens: int = 0
-
-
-class Evaluated(Value):
-    """Mean negative log-likelihood per target token on held-out rows, and its exponential."""
-
-    loss: float
-    perplexity: float
-    rows: int
-    tokens: int
-
-
-class ModelVersions(Value):
-    models: tuple[ModelVersion, ...]
 
 
 # --- process --------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ TENSORS = {"accelerate", "faiss", "llama_cpp", "peft", "tokenizers", "torch", "t
 HOLD_TENSORS = {"drivers", "memory"}
 # Slow to import too, and needed in one place each.
 _PARSERS = {"bs4", "docx", "markdown_it", "pyarrow", "pypdf"}
-SLOW = {*TENSORS, *_PARSERS, "gguf", "huggingface_hub", "llguidance", "openai", "safetensors"}
+_LEARNING = {"datasets", "matplotlib", "optuna", "pandas", "scipy", "seqeval", "sklearn"}
+SLOW = {*TENSORS, *_PARSERS, *_LEARNING, "gguf", "huggingface_hub", "llguidance", "openai"}
+SLOW |= {"safetensors"}
 # Fast enough for a module that needs them, too slow for `llmos --help`.
 NOT_FOR_HELP = {*SLOW, "httpx", "networkx", "numpy", "sqlite3", "starlette", "tiktoken", "uvicorn"}
 

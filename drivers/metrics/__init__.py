@@ -1,0 +1,1 @@
+"""What a trained model is worth: scores of its answers, with their uncertainty."""

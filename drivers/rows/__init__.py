@@ -1,0 +1,1 @@
+"""Training rows: read, checked, divided and described, for every objective."""

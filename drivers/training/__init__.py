@@ -1,0 +1,1 @@
+"""Training: objectives, methods, the loop with its checkpoints, and the worker that runs them."""

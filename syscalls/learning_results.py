@@ -1,0 +1,48 @@
+"""What the calls about models return.
+
+Losses are in nats per target token.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmos.syscalls.values import JsonObject, Value
+
+
+class ModelVersion(Value):
+    """An entry of the model registry: a base model or an adapter trained on one."""
+
+    name: str
+    kind: Literal["model", "embedding", "adapter"]
+    base: str | None = None
+    path: str | None = None
+    parent: str | None = None
+    is_promoted: bool = False
+    metrics: dict[str, float] = {}
+    card: JsonObject = {}
+    created_at: float = 0.0
+
+
+class Trained(Value):
+    """A finished finetune. `losses` are (step, training loss) pairs in order."""
+
+    version: ModelVersion
+    losses: tuple[tuple[int, float], ...]
+    eval_loss_before: float | None = None
+    eval_loss_after: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+class Evaluated(Value):
+    """Mean negative log-likelihood per target token on held-out rows, and its exponential."""
+
+    loss: float
+    perplexity: float
+    rows: int
+    tokens: int
+
+
+class ModelVersions(Value):
+    models: tuple[ModelVersion, ...]
