@@ -1,8 +1,8 @@
 """Training jobs: a call becomes a worker's job, a worker's events become a version.
 
 Owns the folder of jobs: `NAME/` holds a finetune's job, rows, log and adapter. The training itself
-is `drivers/trainer.py`, in an OS process of its own and behind inference. Refuses to know processes
-of the kernel and their signals (`learning.py`). Event-loop thread only.
+is `drivers/training/worker.py`, in an OS process of its own and behind inference. Refuses to know
+processes of the kernel and their signals (`learning.py`). Event-loop thread only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmos.drivers import trainer
-from llmos.drivers.trainer import EvaluateJob, TrainJob
+from llmos.drivers.training import worker as training_worker
+from llmos.drivers.training.worker import EvaluateJob, TrainJob
 from llmos.kernel.worker import Worker
 from llmos.memory.registry import Registry
 from llmos.syscalls.calls import Evaluate, Example, Finetune
@@ -189,7 +189,7 @@ class LearnJobs:
 
     def _worker(self, folder: Path) -> Worker:
         # -P: no file in the folder where the kernel was started stands for a library's module.
-        command = (sys.executable, "-P", "-m", trainer.__name__, str(_job_file(folder)))
+        command = (sys.executable, "-P", "-m", training_worker.__name__, str(_job_file(folder)))
         return Worker(command, log=folder / "worker.log", grace_s=self._grace_s)
 
 

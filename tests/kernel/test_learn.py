@@ -12,7 +12,7 @@ import pytest
 
 from llmos.drivers.contract import Feed, ModelSpec
 from llmos.drivers.torch_lm import TorchLM
-from llmos.drivers.training_data import Row, read_rows, split_rows
+from llmos.drivers.training.instruct import Row, read_rows, split_rows
 from llmos.kernel.learn import LearnJobs
 from llmos.memory.registry import Registry
 from llmos.syscalls.calls import Evaluate, Example, Finetune

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llmos.drivers.training_data import EncodedRow
-from llmos.drivers.training_loop import (
+from llmos.drivers.training.instruct import EncodedRow
+from llmos.drivers.training.loop import (
     evaluate,
     learning_rate_at,
     planned_steps,
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture
 def model(tiny_model_path: Path) -> Any:
-    from llmos.drivers.lora import load_base
+    from llmos.drivers.training.lora import load_base
 
     model, _ = load_base(tiny_model_path, device="cpu", threads=1)
     return model
@@ -56,7 +56,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(model: Any) -> None:
 
 
 def test_training_lowers_the_loss_and_changes_the_adapter_only(model: Any) -> None:
-    from llmos.drivers.lora import add_adapter
+    from llmos.drivers.training.lora import add_adapter
 
     base = {name: weight.clone() for name, weight in model.named_parameters()}
     adapted = add_adapter(model, rank=4, seed=0)
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_and_changes_the_adapter_only(model: Any) -> No
 
 
 def test_the_same_seed_trains_the_same(tiny_model_path: Path) -> None:
-    from llmos.drivers.lora import add_adapter, load_base
+    from llmos.drivers.training.lora import add_adapter, load_base
 
     losses: list[list[float]] = []
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_the_same_seed_trains_the_same(tiny_model_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_and_names_step_and_rows(model: Any) -> None:
     import torch
 
-    from llmos.drivers.lora import add_adapter
+    from llmos.drivers.training.lora import add_adapter
 
     with torch.no_grad():
         model.get_input_embeddings().weight[30] = math.nan  # only row 3 holds this token

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmos.drivers.training_data import EncodedRow, batches, shuffled_batches
+from llmos.drivers.training.instruct import EncodedRow, batches, shuffled_batches
 from llmos.syscalls.errors import SyscallError
 
 if TYPE_CHECKING:

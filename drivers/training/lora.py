@@ -17,7 +17,7 @@ from llmos.drivers.adapter_folder import SETTINGS, WEIGHTS, read_adapter
 from llmos.drivers.chat import ChatFormat
 from llmos.drivers.torch_vocabulary import TorchVocabulary
 from llmos.drivers.torch_weights import checkpoint, load_model, load_tokenizer
-from llmos.drivers.training_data import Chat
+from llmos.drivers.training.instruct import Chat
 from llmos.syscalls.content import Message, assistant, user
 from llmos.syscalls.errors import SyscallError
 

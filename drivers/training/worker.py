@@ -1,4 +1,4 @@
-"""The training worker: its own OS process, `python -m llmos.drivers.trainer JOB.json`.
+"""The training worker: its own OS process, `python -m llmos.drivers.training.worker JOB.json`.
 
 Owns one job: trains a LoRA adapter on instruction rows, or measures a loss. Speaks JSON lines on
 standard output, one event each:
@@ -31,9 +31,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from llmos.drivers import lora, training_data, training_loop
 from llmos.drivers.contract import DeviceError
-from llmos.drivers.training_data import Chat, EncodedRow, EncodedRows
+from llmos.drivers.training import instruct, loop, lora
+from llmos.drivers.training.instruct import Chat, EncodedRow, EncodedRows
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonValue, Value
 
@@ -113,12 +113,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_training(job: TrainJob, emit: Emit) -> None:
     """Train, save and measure. Raises: SyscallError, DeviceError."""
-    rows = training_data.read_rows(Path(job.data), name=job.data_name)
-    chosen, held_out = training_data.split_rows(rows, share=job.eval_share, seed=job.seed)
+    rows = instruct.read_rows(Path(job.data), name=job.data_name)
+    chosen, held_out = instruct.split_rows(rows, share=job.eval_share, seed=job.seed)
     model, chat = lora.load_base(Path(job.base), device=job.device, threads=job.threads)
     train_rows = _encode(chosen, chat, job)
     eval_rows = _encode(held_out, chat, job) if held_out else EncodedRows((), (), ())
-    steps = training_loop.planned_steps(
+    steps = loop.planned_steps(
         len(train_rows.rows),
         batch_size=job.batch_size,
         epochs=job.epochs,
@@ -159,7 +159,7 @@ def _train(
     output = Path(job.output)
     total = 0
     pace = Pace()
-    run = training_loop.train(
+    run = loop.train(
         model,
         rows,
         steps=steps,
@@ -197,7 +197,7 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
     Raises: SyscallError; "invalid" when a row is longer than the limit, for a loss over part of the
     data compares with nothing.
     """
-    rows = training_data.read_rows(Path(job.data), name=job.data_name)
+    rows = instruct.read_rows(Path(job.data), name=job.data_name)
     model, chat = lora.load_base(Path(job.base), device=job.device, threads=job.threads)
     encoded = _encode(rows, chat, job)
     if cut := (*encoded.skipped, *encoded.truncated):
@@ -214,8 +214,8 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
     emit("done", seconds=time.monotonic() - started, tokens=score.tokens)
 
 
-def _encode(rows: Sequence[training_data.Row], chat: Chat, job: Job) -> EncodedRows:
-    encoded = training_data.encode_rows(rows, chat, max_length_tokens=job.max_length_tokens)
+def _encode(rows: Sequence[instruct.Row], chat: Chat, job: Job) -> EncodedRows:
+    encoded = instruct.encode_rows(rows, chat, max_length_tokens=job.max_length_tokens)
     if not encoded.rows:
         raise SyscallError(
             "invalid",
@@ -228,8 +228,8 @@ def _encode(rows: Sequence[training_data.Row], chat: Chat, job: Job) -> EncodedR
 
 def _emit_eval(
     emit: Emit, when: str, model: Any, rows: Sequence[EncodedRow], job: Job
-) -> training_loop.Score:
-    score = training_loop.evaluate(model, rows, batch_size=job.batch_size)
+) -> loop.Score:
+    score = loop.evaluate(model, rows, batch_size=job.batch_size)
     emit("eval", when=when, **score._asdict())
     return score
 

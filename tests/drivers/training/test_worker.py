@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from llmos.drivers.trainer import EvaluateJob, TrainJob, run_evaluation, run_training
+from llmos.drivers.training.worker import EvaluateJob, TrainJob, run_evaluation, run_training
 from llmos.syscalls.errors import ERROR_CODES, SyscallError
 from llmos.syscalls.values import JsonObject
 
 # peft asks transformers for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-COMMAND = (sys.executable, "-P", "-m", "llmos.drivers.trainer")
+COMMAND = (sys.executable, "-P", "-m", "llmos.drivers.training.worker")
 ENDLESS = 1_000_000
 
 
@@ -77,7 +77,7 @@ def test_a_run_tells_its_story_and_lowers_the_held_out_loss(job: TrainJob) -> No
 
 
 def test_an_adapter_on_disk_measures_as_it_did_in_training(job: TrainJob, tmp_path: Path) -> None:
-    from llmos.drivers.training_data import read_rows, split_rows
+    from llmos.drivers.training.instruct import read_rows, split_rows
 
     trained, of_base, of_adapter = Events(), Events(), Events()
     run_training(job, trained)

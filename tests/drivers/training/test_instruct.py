@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.drivers.training_data import (
+from llmos.drivers.training.instruct import (
     EncodedRow,
     Row,
     encode_row,
