@@ -20,13 +20,13 @@ from llmos.kernel.clock import Clock
 from llmos.kernel.contexts import Contexts
 from llmos.kernel.device import Device
 from llmos.kernel.devices import Devices
-from llmos.kernel.embedder import TOKEN_CHARS
 from llmos.kernel.generation import Generation, Order, Outcome
 from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of, ends_with
 from llmos.kernel.origins import Origin, Origins
 from llmos.kernel.policies import Entry
 from llmos.kernel.process import Process
 from llmos.kernel.router import Ask, Used
+from llmos.kernel.text_device import TOKEN_CHARS
 from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.trace import Tracer
 from llmos.memory.context import Context

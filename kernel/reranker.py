@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from llmos.drivers.contract import Allocation, CrossEncoder, DeviceError
-from llmos.kernel.embedder import PRIORITY_STEPS
+from llmos.kernel.text_device import PRIORITY_STEPS
 from llmos.kernel.threads import contained, yield_to_others
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo

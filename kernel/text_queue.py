@@ -1,4 +1,4 @@
-"""Which texts the embedding device computes next: passes of like lengths, the urgent ones first.
+"""Which texts a device that reads texts computes next: passes of like lengths, urgent ones first.
 
 A request of a few texts is somebody who waits for an answer; one of many is a load. Few go before
 many, each in passes of their own, and take turns with them, so that neither waits for more than one
@@ -13,9 +13,10 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-Vectors = list[list[float]]
+T = TypeVar("T")
+A = TypeVar("A")
 
 FEW_TEXTS = 8
 PASSES_PER_IDLE = 15
@@ -26,13 +27,16 @@ _CHARS_PER_TOKEN = 4  # of English; it decides only how many texts go into one p
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """Texts that one caller waits for. `vectors` has gaps until all are computed."""
+class Request(Generic[T, A]):
+    """Texts that one caller waits for. `answers` has gaps until all are computed.
 
-    texts: Sequence[str]
-    keys: Sequence[bytes]
-    vectors: list[list[float] | None]
-    done: asyncio.Future[Vectors]
+    `sizes` are about the tokens of each text.
+    """
+
+    texts: Sequence[T]
+    sizes: Sequence[int]
+    answers: list[A | None]
+    done: asyncio.Future[list[A]]
     is_idle: bool = False
     missing: deque[int] = field(default_factory=deque[int])  # places not yet given out
 
@@ -42,37 +46,37 @@ class Request:
         return self.done.done()
 
 
-class Item(NamedTuple):
+R = TypeVar("R", bound=Request[Any, Any])
+
+
+class Item(NamedTuple, Generic[R]):
     """One text of a request."""
 
-    request: Request
+    request: R
     place: int
     tokens: int  # about, to batch by
 
-    @property
-    def text(self) -> str:
-        return self.request.texts[self.place]
 
-    @property
-    def key(self) -> bytes:
-        return self.request.keys[self.place]
+def about_tokens(text: str) -> int:
+    """About the tokens of a text, counted in no time."""
+    return len(text) // _CHARS_PER_TOKEN + 2
 
 
-class EmbeddingQueue:
+class TextQueue(Generic[R]):
     """`pass_tokens`: about the tokens of one forward pass; `max_tokens`: where a text is cut."""
 
     def __init__(self, *, pass_tokens: int, max_tokens: int) -> None:
         self._pass_tokens = pass_tokens
         self._max_tokens = max_tokens
-        self._few: deque[Request] = deque()
-        self._many: deque[Request] = deque()
-        self._idle: deque[Request] = deque()
-        self._pool: deque[list[Item]] = deque()  # passes of loads, made up already
-        self._idle_pool: deque[list[Item]] = deque()
+        self._few: deque[R] = deque()
+        self._many: deque[R] = deque()
+        self._idle: deque[R] = deque()
+        self._pool: deque[list[Item[R]]] = deque()  # passes of loads, made up already
+        self._idle_pool: deque[list[Item[R]]] = deque()
         self._was_few = False
         self._busy_passes = 0  # since the last for idle time
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         """Queue a request's missing texts."""
         if request.is_idle:
             self._idle.append(request)
@@ -81,7 +85,7 @@ class EmbeddingQueue:
         else:
             self._many.append(request)
 
-    def waiting(self) -> list[Request]:
+    def waiting(self) -> list[R]:
         """The requests that still have texts to be computed."""
         queued = (*self._few, *self._many, *self._idle)
         pooled = (
@@ -89,7 +93,7 @@ class EmbeddingQueue:
         )
         return [one for one in dict.fromkeys((*queued, *pooled)) if not one.is_gone]
 
-    def next_pass(self) -> list[Item]:
+    def next_pass(self) -> list[Item[R]]:
         """The texts of the next pass; none when nothing waits."""
         self._fill(self._idle_pool, self._idle)
         is_idle_due = self._busy_passes >= PASSES_PER_IDLE and self._idle_pool
@@ -99,7 +103,7 @@ class EmbeddingQueue:
         self._busy_passes = 0
         return self._idle_pool.popleft() if self._idle_pool else []
 
-    def _next_busy(self) -> list[Item]:
+    def _next_busy(self) -> list[Item[R]]:
         self._fill(self._pool, self._many)
         if self._few and not (self._was_few and self._pool):
             self._was_few = True
@@ -108,9 +112,9 @@ class EmbeddingQueue:
         self._was_few = False
         return self._pool.popleft() if self._pool else []
 
-    def _take_few(self) -> list[Item]:
+    def _take_few(self) -> list[Item[R]]:
         """Small requests in the order in which they came, up to one pass."""
-        items: list[Item] = []
+        items: list[Item[R]] = []
         total = 0
         while self._few:
             request = self._few[0]
@@ -124,13 +128,13 @@ class EmbeddingQueue:
             total += size
         return items
 
-    def _fill(self, pool: deque[list[Item]], requests: deque[Request]) -> None:
+    def _fill(self, pool: deque[list[Item[R]]], requests: deque[R]) -> None:
         """Make up passes of texts of like length, taken from the requests in turn."""
         while pool and all(item.request.is_gone for item in pool[0]):
             pool.popleft()
         if pool:
             return
-        items: list[Item] = []
+        items: list[Item[R]] = []
         while requests and len(items) < POOL_TEXTS:
             request = requests.popleft()
             if request.is_gone:
@@ -138,7 +142,7 @@ class EmbeddingQueue:
             items.append(self._item(request, request.missing.popleft()))
             if request.missing:
                 requests.append(request)
-        batch: list[Item] = []
+        batch: list[Item[R]] = []
         for item in sorted(items, key=lambda item: item.tokens):
             # All are padded to the longest, which is the last.
             if batch and (len(batch) + 1) * item.tokens > self._pass_tokens:
@@ -148,6 +152,5 @@ class EmbeddingQueue:
         if batch:
             pool.append(batch)
 
-    def _item(self, request: Request, place: int) -> Item:
-        tokens = len(request.texts[place]) // _CHARS_PER_TOKEN + 2
-        return Item(request, place, min(tokens, self._max_tokens))
+    def _item(self, request: R, place: int) -> Item[R]:
+        return Item(request, place, min(request.sizes[place], self._max_tokens))
