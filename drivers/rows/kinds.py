@@ -9,14 +9,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmos.syscalls.content import Message
+from llmos.syscalls.results import ToolSpec
 
 
 class ChatRow(NamedTuple):
-    """A conversation whose last message is what the model learns to say (`instruct`)."""
+    """A conversation whose last message is what the model learns to say (`instruct`).
+
+    That message holds text, tool requests or both; `tools` are those offered in the conversation.
+    """
 
     messages: tuple[Message, ...]
     origin: str  # "file.jsonl:12" or "row 12"
     group: str | None = None  # rows of one group stay on one side of a split
+    tools: tuple[ToolSpec, ...] = ()
 
 
 class TextRow(NamedTuple):
