@@ -1,0 +1,157 @@
+"""An encoder with heads, as torch modules: what training steps and what serving computes.
+
+Owns the arithmetic between token ids and the heads' outputs, and the loading of weights. Refuses to
+know texts, labels' names and losses. A network is a plain `ModuleDict`:
+
+    body             the encoder, perhaps with peft's adapters on it
+    heads.N.linear   one output a label
+    heads.N.cases    an embedding of each word's way of writing, added to the tokens' own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmos.drivers.contract import DeviceError
+from llmos.drivers.encoder_text import Case
+from llmos.drivers.task_folder import HEADS, TaskHead
+from llmos.drivers.torch_weights import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+ROUTER = "router.centres"  # (heads, width): the mean unit vector of each head's training texts
+
+
+def load_body(folder: Path, *, device: str) -> Any:
+    """An encoder in float32, in evaluation mode, all weights frozen. Raises: DeviceError."""
+    import torch
+    from transformers import AutoModel
+
+    try:
+        with quiet():
+            body: Any = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True
+            )
+        return body.to(device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError as problem:
+        raise DeviceError(f"the weights of {folder.name} do not fit on {device}") from problem
+    except Exception as problem:
+        raise DeviceError(f"transformers cannot load {folder}: {problem}") from problem
+
+
+def load_adapter(body: Any, folder: Path, *, name: str = "default", trainable: bool = False) -> Any:
+    """A body with a saved peft adapter on it, beside those that it has. Raises: DeviceError."""
+    from peft import PeftModel
+
+    try:
+        if isinstance(body, PeftModel):
+            body.load_adapter(str(folder), adapter_name=name, is_trainable=trainable)
+            return body
+        return PeftModel.from_pretrained(
+            body, str(folder), adapter_name=name, is_trainable=trainable
+        ).train(body.training)
+    except Exception as problem:
+        raise DeviceError(f"peft cannot load the adapter {folder}: {problem}") from problem
+
+
+def new_head(body: Any, head: TaskHead) -> Any:
+    """A head of small random weights, drawn from torch's generator."""
+    import torch
+
+    width: int = body.config.hidden_size
+    modules: dict[str, Any] = {}
+    if head.labels:
+        modules["linear"] = torch.nn.Linear(width, len(head.labels))
+        torch.nn.init.normal_(modules["linear"].weight, std=0.02)
+        torch.nn.init.zeros_(modules["linear"].bias)
+    if head.reads_case:
+        modules["cases"] = torch.nn.Embedding(len(Case), width)
+        torch.nn.init.zeros_(modules["cases"].weight)  # the body starts as it was
+    return torch.nn.ModuleDict(modules).to(body.device)
+
+
+def new_network(body: Any, heads: Sequence[TaskHead]) -> Any:
+    """A body with new heads."""
+    import torch
+
+    return torch.nn.ModuleDict(
+        {"body": body, "heads": torch.nn.ModuleList([new_head(body, head) for head in heads])}
+    )
+
+
+def load_heads(network: Any, folder: Path) -> torch.Tensor | None:
+    """Fill a network's heads from a task folder; gives the router's centres if it has some.
+
+    Raises: DeviceError when the file does not fit the settings.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / HEADS)
+        centres = tensors.pop(ROUTER, None)
+        network["heads"].load_state_dict(tensors)
+    except (OSError, SafetensorError, RuntimeError) as problem:
+        raise DeviceError(f"the heads of {folder} are damaged: {problem}") from problem
+    return centres
+
+
+def save_heads(network: Any, folder: Path, *, centres: torch.Tensor | None = None) -> None:
+    """Write the heads of a network into a task folder. Raises: OSError."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.contiguous() for key, value in network["heads"].state_dict().items()}
+    if centres is not None:
+        tensors[ROUTER] = centres.contiguous()
+    save_file(tensors, folder / HEADS)
+
+
+# --- the forward pass -----------------------------------------------------------------------------
+
+
+def padded(
+    rows: Sequence[Sequence[int]], *, padding: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids side by side `(rows, tokens)`, and the mask that is 1 for tokens."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])
+    mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
+    return ids.to(device), mask.to(device)
+
+
+def token_states(
+    network: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    head: int | None = None,
+    cases: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The body's states `(rows, tokens, width)`.
+
+    With a head that reads case, `cases` `(rows, tokens)` says how each token's word is written.
+    """
+    body = network["body"]
+    chosen = None if head is None else network["heads"][head]
+    if cases is None or chosen is None or "cases" not in chosen:
+        return body(input_ids=ids, attention_mask=mask).last_hidden_state
+    inputs = body.get_input_embeddings()(ids) + chosen["cases"](cases)
+    return body(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+
+
+def text_vectors(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean of a text's states `(rows, width)`."""
+    weights = mask.unsqueeze(2).to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def outputs(network: Any, head: int, states: torch.Tensor) -> torch.Tensor:
+    """A head's outputs `(..., labels)` for states or vectors `(..., width)`."""
+    found: torch.Tensor = network["heads"][head]["linear"](states)
+    return found
