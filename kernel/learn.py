@@ -151,7 +151,7 @@ class LearnJobs:
                 parent=os.getpid(),
                 output=str(folder / "adapter"),
                 rank=call.rank,
-                learning_rate=call.learning_rate,
+                learning_rate=call.learning_rate or 2e-4,
                 epochs=call.epochs,
                 max_steps=call.max_steps,
                 eval_share=call.eval_share,

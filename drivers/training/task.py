@@ -6,10 +6,10 @@ like in tensors, where items come from, and how weights are stepped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from llmos.syscalls.values import JsonValue
 
@@ -70,12 +70,30 @@ class Task(Protocol):
         ...
 
 
+class OfTask(NamedTuple):
+    """A row of a mixture and the task that it belongs to."""
+
+    task: str
+    row: Any
+
+    @property
+    def origin(self) -> str:
+        return self.row.origin
+
+
 class Built(NamedTuple):
     """What the worker trains: a model with its trainable weights marked, and its task.
 
-    `save` writes the files of the trained version into an empty folder.
+    `save` writes the files of the trained version into an empty folder. `rate` is the peak of the
+    learning rate where the job names none. `shares` is how much of an epoch each task of a mixture
+    gets (they add up to 1); None is as much as it has rows. `is_packed` says that a batch is
+    computed without padding.
     """
 
     model: Any
     task: Task
     save: Callable[[Path], None]
+    rate: float
+    shares: Mapping[str, float] | None = None
+    is_packed: bool = False
+    kind: Literal["adapter", "task", "full"] = "adapter"

@@ -1,0 +1,114 @@
+"""How a model is trained: every choice of a training job but its name, its base and its rows.
+
+Owns the fields that the call, a job file and the worker share, with their limits. Refuses to know
+what this machine can do of it, and what the numbers mean to an optimizer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, cast
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmos.syscalls.values import Value
+
+Objective = Literal["instruct", "pretrain", "classify", "tag", "prefer", "embed"]
+Method = Literal["lora", "full", "qlora", "dora", "ia3", "prompt_tuning", "prompt"]
+
+
+class NamedFields(Value):
+    """A value that answers a field it does not have with the nearest one that it has."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_nearest(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        known = list(cls.model_fields)
+        for name in cast("dict[str, Any]", given):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"; the nearest is {near[0]}" if near else f"; known: {', '.join(known)}"
+                raise PydanticCustomError(
+                    "unknown_field", "there is no field {name}{hint}", {"name": name, "hint": hint}
+                )
+        return given
+
+
+class ReplaySpec(NamedFields):
+    """Rows of earlier tasks that are trained on again, so that they are not forgotten.
+
+    `share` of the training rows come from them, equally many of each. `versions` are names in the
+    registry whose training data is known; `paths` are files of rows.
+    """
+
+    share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    versions: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+class TaskSpec(NamedFields):
+    """One task of a mixture: its rows and how often they are drawn, relative to the others'."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    data: str
+    objective: Objective
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Recipe(NamedFields):
+    """How to train.
+
+    Of the data: `eval_data` and `test_data` are files of rows; without `eval_data`, `eval_share` of
+    the rows are held out, whole groups of `group_field`, in the classes' shares if `stratify`.
+
+    Of a step: a batch of `batch_size` rows is computed `micro_batch` rows at a time (None: as many
+    as the device computes well); `packing` lays them side by side without padding and changes no
+    result. `learning_rate` None is the method's own; it climbs over `warmup_share` of the steps and
+    falls to nothing. `alpha` None is twice `rank`. `layer_decay` multiplies the rate from each
+    layer to the one below; `freeze` names what is not trained: "embeddings", "layers.0-3".
+
+    Of a run: `max_steps` bounds what `epochs` asks for. Every `eval_steps` (None: once an epoch)
+    the held-out rows are scored by `metric` (None: the objective's own), the best weights are kept,
+    and `patience` scores without a better one end the run. A run goes on from its last checkpoint,
+    of which there is one every `checkpoint_steps`.
+
+    `average` is the share of the parent version in the final weights. `tasks` with `temperature`
+    is a mixture, in place of rows of its own. `redact` takes personal data out of the rows.
+    `device` None is the fastest one here.
+    """
+
+    objective: Objective = "instruct"
+    method: Method = "lora"
+    eval_data: str | None = None
+    test_data: str | None = None
+    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    group_field: str | None = None
+    stratify: bool = False
+    redact: bool = False
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    warmup_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    batch_size: int = Field(default=4, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
+    max_length_tokens: int = Field(default=512, ge=16)
+    packing: bool = True
+    freeze: tuple[str, ...] = ()
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    checkpoint_steps: int = Field(default=50, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    metric: str | None = None
+    seed: int = 0
+    replay: ReplaySpec | None = None
+    average: float | None = Field(default=None, gt=0.0, lt=1.0)
+    tasks: tuple[TaskSpec, ...] = ()
+    temperature: float = Field(default=1.0, gt=0)
+    device: str | None = None
