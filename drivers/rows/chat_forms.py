@@ -74,6 +74,33 @@ def conversation(said: Any, origin: str, field: str) -> tuple[Message, ...]:
     return tuple(_message(item, origin, f"{field}.{i}") for i, item in enumerate(items))
 
 
+def to_openai(message: Message) -> JsonObject:
+    """A message of text and tool requests in OpenAI's form; `conversation` reads it back."""
+    fields: JsonObject = {"role": message.role, "content": message.text}
+    if message.tool_requests:
+        fields["tool_calls"] = [
+            {
+                "id": request.id,
+                "type": "function",
+                "function": {
+                    "name": request.name,
+                    "arguments": json.dumps(request.arguments, ensure_ascii=False),
+                },
+            }
+            for request in message.tool_requests
+        ]
+    if message.tool_request_id is not None:
+        fields["tool_call_id"] = message.tool_request_id
+    if message.name is not None:
+        fields["name"] = message.name
+    return fields
+
+
+def tool_to_openai(tool: ToolSpec) -> JsonObject:
+    """A tool in OpenAI's form; `tools_of` reads it back."""
+    return {"type": "function", "function": tool.model_dump()}
+
+
 def tools_of(fields: JsonObject, origin: str) -> tuple[ToolSpec, ...]:
     """The tools that a row says were offered, as OpenAI's functions or the ABI's own."""
     tools: Any = fields.get("tools")

@@ -14,6 +14,7 @@ from llmos.drivers.rows.kinds import (
     TaggedRow,
     TextRow,
 )
+from llmos.drivers.tool_text import write_tool_requests
 from llmos.syscalls.content import Message
 
 _OUTSIDE = "O"
@@ -34,6 +35,14 @@ def text_of_row(row: Row) -> str:
             return "\n".join(part for part in (row.text, row.positive, row.negative) if part)
         case _:
             assert_never(row)
+
+
+def telling_text(row: Row) -> str:
+    """The text by which a row is like another: that of a system message is shared by most."""
+    if isinstance(row, ChatRow | PreferRow):
+        said = tuple(message for message in row.messages if message.role != "system")
+        return text_of_row(row._replace(messages=said))
+    return text_of_row(row)
 
 
 def identity(row: Row) -> bytes:
@@ -71,4 +80,6 @@ def labels_of(row: Row) -> tuple[str, ...]:
 
 
 def _spoken(messages: tuple[Message, ...]) -> str:
-    return "\n".join(message.text for message in messages)
+    """Text and tool requests, a line each."""
+    said = (part for one in messages for part in (one.text, write_tool_requests(one)) if part)
+    return "\n".join(said)

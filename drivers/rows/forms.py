@@ -113,7 +113,7 @@ def _prefer(fields: JsonObject, origin: str) -> PreferRow:
     better, worse = _answer(fields, "chosen", origin), _answer(fields, "rejected", origin)
     if better == worse:
         raise refused(origin, "rejected", "the same as chosen, so there is nothing to prefer")
-    return PreferRow(asked, better, worse, origin)
+    return PreferRow(asked, better, worse, origin, tools=tools_of(fields, origin))
 
 
 def _answer(fields: JsonObject, name: str, origin: str) -> str:

@@ -58,6 +58,7 @@ class PreferRow(NamedTuple):
     rejected: str
     origin: str
     group: str | None = None
+    tools: tuple[ToolSpec, ...] = ()
 
 
 class PairRow(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from llmos.drivers.rows.content import labels_of, text_of_row
+from llmos.drivers.rows.content import labels_of, telling_text
 from llmos.drivers.rows.kinds import Row
 from llmos.drivers.rows.splits import Split
 
@@ -41,7 +41,7 @@ def near_duplicates(rows: Sequence[Row], *, threshold: float = THRESHOLD) -> lis
     index = _Index(threshold)
     found: list[Duplicate] = []
     for number, row in enumerate(rows):
-        shingles = shingles_of(text_of_row(row))
+        shingles = shingles_of(telling_text(row))
         match = index.nearest(shingles)
         if match is None:
             index.add(number, shingles)
@@ -84,7 +84,7 @@ def without_near_leaks(split: Split[R], *, threshold: float = THRESHOLD) -> Clea
         kept: list[R] = []
         signed: list[tuple[R, Any]] = []
         for row in side:
-            shingles = shingles_of(text_of_row(row))
+            shingles = shingles_of(telling_text(row))
             match = index.nearest(shingles)
             if match is None:
                 kept.append(row)
