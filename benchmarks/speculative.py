@@ -131,7 +131,7 @@ def _sampling(text: str, repeat: int) -> Sampling:
     return Sampling(temperature=0.7, seed=repeat, logit_bias=endless())
 
 
-def _seconds(side: dict[str, list[Answer]], tasks: Sequence[str]) -> float:
+def seconds(side: dict[str, list[Answer]], tasks: Sequence[str]) -> float:
     """Seconds a token, added over the tasks: each weighs the same, whatever its text's length."""
     return sum(
         statistics.median(one.seconds / max(len(one.tokens), 1) for one in side[task])
@@ -144,10 +144,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     guessing, plain = found["with"], found["without"]
 
     def ratio(tasks: Sequence[str]) -> float:
-        return round(_seconds(plain, tasks) / _seconds(guessing, tasks), 2)
+        return round(seconds(plain, tasks) / seconds(guessing, tasks), 2)
 
     def rate(side: dict[str, list[Answer]], tasks: Sequence[str]) -> float:
-        return round(len(tasks) / _seconds(side, tasks), 1)
+        return round(len(tasks) / seconds(side, tasks), 1)
 
     same = sum(guessing[task][0].tokens == plain[task][0].tokens for task in COPYING)
     return {

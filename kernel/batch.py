@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from llmos.drivers.contract import MOST_DRAFT_TOKENS, Feed, ModelInfo
+from llmos.kernel.draft_model import Ask, DraftModel
 from llmos.kernel.generation import Generation
 from llmos.kernel.pace import Pace
 from llmos.kernel.planner import Limits, Planner, Share, Want
@@ -35,8 +36,16 @@ class Fed(NamedTuple):
 class Batcher:
     """Puts together the steps of one device."""
 
-    def __init__(self, info: ModelInfo, policy: Policy, limits: Limits, pace: Pace) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        policy: Policy,
+        limits: Limits,
+        pace: Pace,
+        draft_model: DraftModel | None = None,
+    ) -> None:
         self._info = info
+        self._draft_model = draft_model
         self._policy = policy
         self._limits = replace(limits, batch_tokens=info.batch_tokens)
         self._pace = pace
@@ -60,7 +69,8 @@ class Batcher:
         rows = sum(len(fed.feed.tokens) for fed in batch if fed.is_decode)
         prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
         guesses = sum(len(fed.feed.draft) for fed in batch)
-        if self._is_split(batch):
+        lengths = {len(fed.feed.draft) for fed in batch if fed.is_decode}
+        if self._is_split(batch) and len(lengths) > 1:
             prompt_tokens += guesses
         else:
             rows += guesses
@@ -70,23 +80,32 @@ class Batcher:
         """Somebody urgent will come: keep steps short for a while."""
         self._planner.expect_urgent()
 
+    def left(self, generation: Generation) -> None:
+        """A generation is over, however it ended."""
+        if self._draft_model is not None:
+            self._draft_model.ended(generation)
+
     def ended(self, generation: Generation) -> None:
         """Learn how long an answer was."""
         made, expected = len(generation.output), self._output_tokens
         self._output_tokens = made if expected is None else expected + _LEARN * (made - expected)
 
     def _want(self, generation: Generation) -> Want:
-        left = generation.order.max_tokens - len(generation.output)
-        if self._output_tokens is not None:
-            left = min(left, max(1, round(self._output_tokens)))
         return Want(
             key=generation.entry.key,
             pending=generation.pending,
             is_decoding=bool(generation.output),
             is_urgent=is_urgent(self._policy, generation.entry),
-            remaining_tokens=left,
+            remaining_tokens=self._remaining(generation),
             last_step=generation.last_step,
         )
+
+    def _remaining(self, generation: Generation) -> int:
+        """How many tokens a generation will still say, as far as anybody knows."""
+        left = generation.order.max_tokens - len(generation.output)
+        if self._output_tokens is not None:
+            left = min(left, max(1, round(self._output_tokens)))
+        return left
 
     def _fed(self, generation: Generation, share: Share) -> Fed:
         assert generation.sequence is not None
@@ -129,7 +148,49 @@ class Batcher:
                 draft = draft[: _even_length(len(draft))]
             guesses_left -= len(draft)
             drafted.append(fed._replace(feed=replace(feed, draft=draft)))
-        return drafted
+        if self._draft_model is None or guesses_left < MOST_DRAFT_TOKENS:
+            return drafted
+        return self._with_model_drafts(batch, self._draft_model)
+
+    def _with_model_drafts(self, batch: Sequence[Fed], model: DraftModel) -> list[Fed]:
+        """The same step with guesses of the draft model, where nothing was found in the texts."""
+        pace = self._pace
+        prompt_tokens = sum(len(fed.feed.tokens) for fed in batch if not fed.is_decode)
+        rows = sum(len(fed.feed.tokens) for fed in batch) - prompt_tokens
+        decodes = [fed.generation for fed in batch if fed.is_decode]
+        # A constraint knows better what can follow than a model that is not told of it.
+        free = [g for g in decodes if g.order.constraint is None]
+        if not free:
+            return list(batch)
+        is_split = self._is_split(batch) and len(free) < len(decodes)
+        left = min(MOST_DRAFT_TOKENS, self._limits.batch_tokens - rows - prompt_tokens)
+        asks = [
+            Ask(
+                generation,
+                min(
+                    left // len(free),
+                    generation.order.max_tokens - len(generation.output) - 1,
+                    self._info.context_tokens - generation.length - 1,
+                ),
+                self._remaining(generation),
+            )
+            for generation in free
+        ]
+
+        def step_s(length: int) -> float:
+            guesses = length * len(free)
+            if is_split:
+                return pace.step_s(rows=rows, prompt_tokens=prompt_tokens) + pace.pass_s(guesses)
+            return pace.step_s(rows=rows + guesses, prompt_tokens=prompt_tokens)
+
+        ends = self._info.end_tokens
+        guessed = model.propose(asks, rows=len(decodes), step_s=step_s, ends=ends)
+        return [
+            fed._replace(feed=replace(fed.feed, draft=guessed.get(fed.generation.entry.key, ())))
+            if fed.is_decode
+            else fed
+            for fed in batch
+        ]
 
     def _is_split(self, batch: Sequence[Fed]) -> bool:
         """Whether guesses take a pass of their own: where each sequence has its own KV buffer, a

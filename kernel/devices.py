@@ -320,11 +320,15 @@ class Devices:
             tracer=self._tracer,
             max_queued=self._settings.max_queued,
             limits=self._settings.limits,
-            tiers=self._tiers(setting),
+            tiers=self._tiers(setting, is_own=files is None),
+            open_draft=setting.open_draft,
         )
 
-    def _tiers(self, setting: ModelSetting) -> Tiers:
-        """Where a device's KV goes that it has no room for."""
+    def _tiers(self, setting: ModelSetting, *, is_own: bool) -> Tiers:
+        """Where a device's KV goes that it has no room for.
+
+        On the disk only that of the model's own weights: two devices must not share the folder.
+        """
         kv = self._settings.kv
         return Tiers(
             host_bytes=share_of_memory() if kv.host_bytes is None else kv.host_bytes,

@@ -46,12 +46,19 @@ class Engine:
         max_queued: int = 10_000,
         limits: Limits | None = None,
         tiers: Tiers | None = None,
+        open_draft: Callable[[], LanguageModel] | None = None,
     ) -> None:
         self.name = name
         self._tracer = tracer
         self._max_queued = max_queued
         self._stepper = Stepper(
-            name, open_driver, policy=policy, clock=clock, limits=limits, tiers=tiers
+            name,
+            open_driver,
+            policy=policy,
+            clock=clock,
+            limits=limits,
+            tiers=tiers,
+            open_draft=open_draft,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -104,6 +111,10 @@ class Engine:
         """Wait while the device is opening, also when whoever started it has gone."""
         with suppress(SyscallError):
             await self.on_device(lambda driver: None)
+
+    def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is attached."""
+        return name in self._stepper.adapters
 
     async def attach(self, name: str, path: Path) -> None:
         """Attach an adapter, unless it is. Raises: DeviceError or SyscallError."""
@@ -201,12 +212,17 @@ class Engine:
             decode_tokens_per_s=_rate(gauges.decode_tokens, gauges.decode_s),
             steps=gauges.steps,
             shared_tokens=gauges.shared_tokens,
+            draft=None if stepper.draft_model is None else stepper.draft_model.state,
         )
 
     def allocations(self) -> list[Allocation]:
         """The device's large allocations and the KV it has swapped to host memory."""
         driver, swapped = self._stepper.driver, self._stepper.gauges.swapped_bytes
         found = [] if driver is None else list(driver.allocations())
+        draft = self._stepper.draft_model
+        if draft is not None and draft.driver is not None:
+            own = draft.driver.allocations()
+            found += [Allocation(f"draft {one.what}", one.bytes) for one in own]
         return [*found, Allocation("swapped_kv", swapped)] if swapped else found
 
     def _deliver(self, report: Report) -> None:

@@ -42,6 +42,7 @@ class ModelSetting:
     base: str
     driver: str
     open: Callable[[], LanguageModel] | None = None
+    open_draft: Callable[[], LanguageModel] | None = None  # a small one that guesses for it
     weights: Callable[[], Path] | None = None
     processor: str = "cpu"  # devices on one processor slow each other
     remote: RemoteSetting | None = None

@@ -25,6 +25,7 @@ from llmos.drivers.contract import (
 )
 from llmos.kernel.batch import Batcher, Fed
 from llmos.kernel.clock import Clock
+from llmos.kernel.draft_model import DraftModel
 from llmos.kernel.generation import Generation
 from llmos.kernel.overload import Ends, overdue
 from llmos.kernel.pace import Pace
@@ -50,8 +51,8 @@ State = Literal["closed", "opening", "ready", "down"]
 class Stepper:
     """The engine thread's side of a device. `open` first; then everything on that one thread.
 
-    `driver`, `adapters`, `state`, `reason` and `gauges` are replaced whole and may be read from any
-    thread; `ends` may be asked from any.
+    `driver`, `draft_model`, `adapters`, `state`, `reason` and `gauges` are replaced whole and may
+    be read from any thread; `ends` may be asked from any.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Stepper:
         clock: Clock,
         limits: Limits | None = None,
         tiers: Tiers | None = None,
+        open_draft: Callable[[], LanguageModel] | None = None,
     ) -> None:
         self.name = name
         self.state: State = "closed"
@@ -72,7 +74,9 @@ class Stepper:
         self.driver: LanguageModel | None = None
         self.adapters: frozenset[str] = frozenset()  # attached to this driver
         self._adapter_paths: dict[str, Path] = {}  # and to those before it
+        self.draft_model: DraftModel | None = None
         self._open_driver = open_driver
+        self._open_draft = open_draft
         self._policy = policy
         self._clock = clock
         self._limits = limits or Limits()
@@ -97,11 +101,14 @@ class Stepper:
         self.state = "opening"
         try:
             self.driver = contained(self._open_driver, is_fatal=True)
+            self._open_draft_model()
         except Exception as problem:
             self.state, self.reason = "down", str(problem)
             raise
         self.adapters = frozenset()
-        self._batcher = Batcher(self.driver.info, self._policy, self._limits, self._pace)
+        self._batcher = Batcher(
+            self.driver.info, self._policy, self._limits, self._pace, self.draft_model
+        )
         self._residency = Residency(
             self.driver,
             attach=lambda name: self.attach(name, self._adapter_paths[name]),
@@ -109,6 +116,16 @@ class Stepper:
             tiers=self._tiers,
         )
         self.state, self.reason = "ready", None
+
+    def _open_draft_model(self) -> None:
+        if self._open_draft is None:
+            return
+        try:
+            opened = contained(self._open_draft, is_fatal=True)
+            self.draft_model = DraftModel(opened, self._device, self._clock)
+        except Exception:
+            self._close_driver()
+            raise
 
     def close(self) -> None:
         """End what still runs, and close the driver."""
@@ -415,6 +432,8 @@ class Stepper:
         if generation in self._generations:
             self._generations.remove(generation)
             self._policy.leave(generation.entry)
+        if self._batcher is not None:
+            self._batcher.left(generation)
         if finish is not None:
             self.ends.count(self._clock.now(), is_last=not self._generations)
             if self._batcher is not None:
@@ -452,6 +471,8 @@ class Stepper:
 
     def _close_driver(self) -> None:
         try:
+            if self.draft_model is not None:
+                self.draft_model.close()
             self._device.close()
         except Exception:
             log.warning("device %s did not close well", self.name, exc_info=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,7 @@ def settings_of(config: Config) -> Settings:
     embedding = config.embedding
     return Settings(
         home=config.home,
-        models={
-            name: _model(name, model, store, config.tuned_folder)
-            for name, model in config.models.items()
-        },
+        models=_models(config, store),
         default_model=config.default_model,
         classes=config.classes,
         embedding=EmbeddingSetting(
@@ -191,6 +189,17 @@ def _remote(name: str, model: ModelConfig) -> ModelSetting:
         driver="remote",
         remote=RemoteSetting(connect, concurrency=model.concurrency, prices=prices),
     )
+
+
+def _models(config: Config, store: ModelStore) -> dict[str, ModelSetting]:
+    found = {
+        name: _model(name, model, store, config.tuned_folder)
+        for name, model in config.models.items()
+    }
+    for name, model in config.models.items():
+        if model.draft is not None:
+            found[name] = replace(found[name], open_draft=found[model.draft].open)
+    return found
 
 
 def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path) -> ModelSetting:

@@ -54,9 +54,11 @@ class ModelConfig(Settings):
 
     `weights`: the file `shipped`, or a copy of it in another number format. `tuned` is what
     `llmos tune` chose for this machine, its settings too where none are given here; as shipped
-    until it ran. `base` names the weights where the source does not: models of one base stand in
-    for each other. The settings from `model` on are of driver `remote` only, whose source is the
-    address of a server; prices are for a million tokens.
+    until it ran. `draft` is another configured model, a small one of the same vocabulary on this
+    machine, that guesses what this one says next where that is faster. `base` names the weights
+    where the source does not: models of one base stand in for each other. The settings from `model`
+    on are of driver `remote` only, whose source is the address of a server; prices are for a
+    million tokens.
     """
 
     source: str = Field(min_length=1)
@@ -73,6 +75,7 @@ class ModelConfig(Settings):
     flash_attention: bool | None = None
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     weights: Weights = "tuned"
+    draft: str | None = None
     base: str | None = Field(default=None, min_length=1)
     model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -293,6 +296,22 @@ class Config(Settings):
                 f"{self.default_model!r} is not a configured model"
                 f"{_suggestion(self.default_model, self.models)}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_drafts(self) -> Config:
+        for name, model in self.models.items():
+            if model.draft is None:
+                continue
+            why = None
+            if model.draft not in self.models:
+                why = f"is not a configured model{_suggestion(model.draft, self.models)}"
+            elif model.draft == name:
+                why = "cannot guess for itself; name a smaller model"
+            elif "remote" in (model.driver, self.models[model.draft].driver):
+                why = "cannot be used: both models must be on this machine"
+            if why is not None:
+                raise ConfigError(f"models.{name}.draft", f"{model.draft!r} {why}")
         return self
 
     @model_validator(mode="after")

@@ -554,6 +554,7 @@ class DeviceInfo(Value):
     decode_tokens_per_s: float | None = None
     steps: int = 0
     shared_tokens: int = 0
+    draft: str | None = None  # the draft model, and how many of its guesses were kept
     spent_tokens: int | None = None  # a remote device with prices or a budget
     spent: float | None = None
 

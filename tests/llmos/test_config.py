@@ -209,3 +209,22 @@ def test_the_documentation_names_every_setting() -> None:
     for shape in (Config, ModelConfig, EmbeddingConfig, Quota):
         for name in shape.model_fields:
             assert f"`{name}`" in text, f"docs/configuration.md does not mention {name}"
+
+
+@pytest.mark.parametrize(
+    ("draft", "why"),
+    [
+        ("smal", "is not a configured model"),
+        ("large", "cannot guess for itself"),
+        ("far", "both models must be on this machine"),
+    ],
+)
+def test_a_draft_is_another_model_of_this_machine(draft: str, why: str) -> None:
+    models = {
+        "large": {"source": "l", "driver": "scripted", "draft": draft},
+        "small": {"source": "s", "driver": "scripted"},
+        "far": {"source": "http://somewhere/v1", "driver": "remote", "model": "m"},
+    }
+    with pytest.raises(ConfigError, match=why) as refused:
+        load(models=models, default_model="large")
+    assert refused.value.field == "models.large.draft"
