@@ -14,9 +14,12 @@ from llmos.agents.debate import debate, debater
 from llmos.agents.demo import demo, demo_reporter
 from llmos.agents.documents import documents
 from llmos.agents.indexing import indexer
+from llmos.agents.learner import learner
 from llmos.agents.react import react
 from llmos.agents.research import research, research_worker, research_writer
 from llmos.agents.summarise import summarise, summarise_chunk
+from llmos.agents.tool_agent import tool_agent
+from llmos.agents.tool_practice import tool_practice
 from llmos.agents.tree_of_thought import tree_of_thought
 from llmos.syscalls.trap import ProgramFunction
 
@@ -36,6 +39,7 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "echo": filters.echo,
     "grep": filters.grep,
     "indexer": indexer,
+    "learner": learner,
     "react": react,
     "research": research,
     "research-worker": research_worker,
@@ -43,6 +47,8 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "sleep": filters.sleep,
     "summarise": summarise,
     "summarise-chunk": summarise_chunk,
+    "tool-agent": tool_agent,
+    "tool-practice": tool_practice,
     "tree-of-thought": tree_of_thought,
     "upper": filters.upper,
     "wc": filters.wc,

@@ -1,0 +1,57 @@
+"""The rows that a learning loop learns from: which attempts are kept, and how many of each kind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llmos.syscalls.values import JsonObject
+
+
+class LearnRow(NamedTuple):
+    """A right attempt; as a line of JSON it is a row of instruction data."""
+
+    task: str
+    kind: str
+    said: str
+    messages: list[JsonObject]
+
+
+def kept(episodes: Sequence[JsonObject], earlier: Sequence[LearnRow]) -> list[LearnRow]:
+    """What is worth learning: each task's first right attempt, unless the task is known already."""
+    known = {row.task for row in earlier}
+    rows: dict[str, LearnRow] = {}
+    for one in episodes:
+        if one["reward"] > 0 and one["task"] not in known:
+            row = LearnRow(one["task"], one["kind"], one["said"], one["messages"])
+            rows.setdefault(row.task, row)
+    return list(rows.values())
+
+
+def balanced(rows: Sequence[LearnRow], share: float) -> list[LearnRow]:
+    """The rows without the oldest ones of kinds that have more than a share of them, in order.
+
+    Where there are too few kinds for that, each may have its equal part.
+    """
+    count = Counter(row.kind for row in rows)
+    most = int(max(share, 1 / max(1, len(count))) * len(rows)) + 1
+    spare = {kind: max(0, number - most) for kind, number in count.items()}
+    left: list[LearnRow] = []
+    for row in rows:
+        if spare[row.kind]:
+            spare[row.kind] -= 1
+        else:
+            left.append(row)
+    return left
+
+
+def written(rows: Sequence[LearnRow]) -> str:
+    """Rows as lines of JSON."""
+    return "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+
+
+def read(text: str) -> list[LearnRow]:
+    """The inverse of `written`."""
+    return [LearnRow(**json.loads(line)) for line in text.splitlines()]
