@@ -46,3 +46,30 @@ class LearningCalls:
     async def model_rollback(self, base: str | None = None) -> tuple[r.ModelVersion, ...]:
         """Undo the last promotion."""
         return (await self._trap.call(calls.ModelRollback(base=base))).models
+
+    async def classify(
+        self,
+        texts: str | Sequence[str],
+        model: str,
+        *,
+        task: str | None = None,
+        top_k: int | None = None,
+    ) -> r.Classified:
+        """Label texts by a task model: a version, or what serves under the name of a slot."""
+        many = (texts,) if isinstance(texts, str) else tuple(texts)
+        return await self._trap.call(
+            calls.Classify(texts=many, model=model, task=task, top_k=top_k)
+        )
+
+    async def tag(
+        self, texts: str | Sequence[str | Sequence[str]], model: str, *, task: str | None = None
+    ) -> r.Tagged:
+        """Find entities in texts, or in sentences given as lists of words."""
+        many = (texts,) if isinstance(texts, str) else texts
+        return await self._trap.call(
+            calls.Tag(
+                texts=tuple(one if isinstance(one, str) else tuple(one) for one in many),
+                model=model,
+                task=task,
+            )
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from pathlib import Path
 from typing import Literal, assert_never
 
 from llmos.drivers.chat_model import ChatModel, RemoteSpec
@@ -18,6 +19,7 @@ from llmos.drivers.contract import (
     LanguageModel,
     ModelSpec,
 )
+from llmos.drivers.labeller import Labeller
 
 DriverName = Literal["llama_cpp", "torch", "scripted"]
 
@@ -61,6 +63,17 @@ def open_cross_encoder(spec: ModelSpec) -> CrossEncoder:
     from llmos.drivers.cross_encoder import TorchCrossEncoder
 
     return TorchCrossEncoder(spec)
+
+
+def open_task_model(folder: Path, base: Path | None, *, device: str) -> Labeller:
+    """Open a trained task model; `base` is the folder of its encoder, where it has none of its own.
+
+    Raises: DeviceError saying why it cannot be opened.
+    """
+    _load(*_TORCH, "transformers.models.bert.modeling_bert")
+    from llmos.drivers.task_model import TaskModel
+
+    return TaskModel(folder, base, device)
 
 
 def open_remote_model(spec: RemoteSpec) -> ChatModel:

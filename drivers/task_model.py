@@ -72,6 +72,24 @@ class TaskModel:
         return self._task.max_length_tokens
 
     def classify(self, texts: Sequence[str], *, task: str | None = None) -> list[list[float]]:
+    @property
+    def batch_tokens(self) -> int:
+        """About the tokens of one forward pass."""
+        return self._batch_tokens
+
+    def count(self, text: str | Sequence[str]) -> int:
+        """Tokens that are read of a text or of a sentence's words; any thread."""
+        if isinstance(text, str):
+            (read,) = self._text.texts([text])
+            return len(read.tokens)
+        return sum(len(window.tokens) for window in self._text.sentence(text))
+
+    def classes(self, task: str | None = None) -> tuple[str, ...]:
+        """The labels of the probabilities that `classify` gives; any thread."""
+        if task is None and self._centres is not None:
+            return self.labels
+        return self._task.heads[self._head(task, "classify")].labels
+
         """Probabilities of each text's classes.
 
         They are in the order of the labels of the task named, else of the only one. A model of

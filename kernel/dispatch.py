@@ -76,6 +76,10 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
             return kernel.learning.promote(call)
         case c.ModelRollback():
             return kernel.learning.rollback(call)
+        case c.Classify():
+            return await kernel.task_models.classify(process, call)
+        case c.Tag():
+            return await kernel.task_models.tag(process, call)
         case c.Spawn():
             return kernel.spawn(process, call)
         case c.Fork():

@@ -39,6 +39,7 @@ from llmos.kernel.settings import Settings
 from llmos.kernel.streams import Console, Pipe
 from llmos.kernel.threads import settle
 from llmos.kernel.toolbox import ToolBox
+from llmos.kernel.task_models import TaskModels
 from llmos.kernel.trace import Tracer
 from llmos.kernel.trap import TaskTrap
 from llmos.kernel.waits import Waits
@@ -90,6 +91,9 @@ class Kernel:
         self.library = Library(
             self.devices.encoders,
             self._open_store,
+        self.task_models = TaskModels(
+            settings.tasks, registry=self.registry, clock=self.clock, tracer=self.tracer
+        )
             reembedding=Reembedding(self.devices.encoders, settings.embedding, start=self._reembed),
             rerank=None if settings.reranker is None else self.devices.encoders.rerank,
         )
@@ -188,7 +192,7 @@ class Kernel:
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
         ending = asyncio.create_task(self.ingestions.stop())  # what they embed may fail
-        await self.devices.stop()
+        await asyncio.gather(self.devices.stop(), self.task_models.stop())
         await ending
         await self.library.stop()
         if self._registry is not None:
@@ -305,7 +309,7 @@ class Kernel:
             uptime_s=self.clock.now() - self._booted_s,
             processes=dict(states),
             policy=self.settings.policy,
-            devices=self.devices.infos(),
+            devices=(*self.devices.infos(), *self.task_models.infos()),
             ledger=self.ledger.entries(self._named()),
             resident_bytes=resident_bytes(),
             programs=self._programs(),
@@ -471,3 +475,4 @@ class Kernel:
             LedgerEntry(owner="memory", what="index", bytes=self.library.index_bytes()),
             *self.devices.ledger(),
         ]
+            *self.task_models.ledger(),

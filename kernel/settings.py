@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmos.drivers.chat_model import ChatModel
 from llmos.drivers.contract import CrossEncoder, EmbeddingModel, LanguageModel
+from llmos.drivers.labeller import Labeller
 from llmos.kernel.budget import Prices
 from llmos.kernel.consolidation import ConsolidationSetting
 from llmos.kernel.kv_domain import Sharing
@@ -93,6 +94,17 @@ class RerankerSetting:
 
 @dataclass(frozen=True, slots=True)
 class KVSettings:
+@dataclass(frozen=True, slots=True)
+class TaskSetting:
+    """How task models are opened, and how much memory all that are loaded may take together.
+
+    `open` is given a version's folder and the name of the encoder that it was trained from.
+    """
+
+    open: Callable[[Path, str | None], Labeller]
+    memory_bytes: int = 512 * 2**20
+
+
     """Where computed KV goes that a device has no room for, and who may reuse it.
 
     `host_bytes` is for each device; None: a tenth of the machine's memory. `disk_bytes` 0: nothing
@@ -115,6 +127,7 @@ class Settings:
     reranker: RerankerSetting | None = None
     consolidation: ConsolidationSetting | None = None
     kv: KVSettings = KVSettings()
+    tasks: TaskSetting | None = None
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)
     limits: Limits = field(default_factory=Limits)

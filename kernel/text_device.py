@@ -189,16 +189,17 @@ class TextDevice(ABC, Generic[D, R]):
             self._fail(items, problem)
             return
         requests = list(dict.fromkeys(item.request for item in items))
-        for request in requests:
-            if all(answer is not None for answer in request.answers):
-                self._tell(request, None)
         if computed:
-            self._after_pass()
             self._passes += 1
             assert self._loop is not None
             self._loop.call_soon_threadsafe(
                 self._trace, started_s, self._clock.now(), computed, len(requests)
             )
+        for request in requests:
+            if all(answer is not None for answer in request.answers):
+                self._tell(request, None)
+        if computed:
+            self._after_pass()
 
     def _fail(self, items: Sequence[Item[R]], problem: Exception) -> None:
         """Fail the requests of a pass; of several, only those that fail alone as well."""

@@ -32,12 +32,14 @@ from llmos.drivers.contract import (
     LanguageModel,
     ModelSpec,
 )
+from llmos.drivers.labeller import Labeller
 from llmos.drivers.opening import (
     DriverName,
     open_cross_encoder,
     open_embedding_model,
     open_language_model,
     open_remote_model,
+    open_task_model,
 )
 from llmos.drivers.sentence_folder import dimensions as embedding_dimensions
 from llmos.drivers.sentence_folder import identity as embedding_identity
@@ -56,6 +58,7 @@ from llmos.kernel.settings import (
     RemoteSetting,
     RerankerSetting,
     Settings,
+    TaskSetting,
 )
 from llmos.memory.model_store import ModelStore
 from llmos.memory.store import Store
@@ -128,6 +131,9 @@ def settings_of(config: Config) -> Settings:
             cache_disk_bytes=embedding.cache_disk_bytes,
         ),
         reranker=None if config.reranker is None else _reranker(config.reranker, store),
+        tasks=TaskSetting(
+            open=_task_opener(config, store), memory_bytes=config.serving.task_bytes
+        ),
         consolidation=_consolidation(config.consolidation),
         kv=KVSettings(
             host_bytes=config.kv.host_bytes,
@@ -274,6 +280,19 @@ def _reranker(reranker: RerankerConfig, store: ModelStore) -> RerankerSetting:
 
 
 def _consolidation(consolidation: ConsolidationConfig) -> ConsolidationSetting | None:
+def _task_opener(
+    config: Config, store: ModelStore
+) -> Callable[[Path, str | None], Labeller]:
+    embedding = config.embedding
+
+    def open_model(folder: Path, base: str | None) -> Labeller:
+        is_configured = base in (None, embedding.name, embedding.source)
+        encoder = store.find(embedding.source if is_configured else str(base))
+        return open_task_model(folder, encoder, device=config.serving.device)
+
+    return open_model
+
+
     if not consolidation.enabled:
         return None
     return ConsolidationSetting(

@@ -197,6 +197,19 @@ def _default_models() -> dict[str, ModelConfig]:
     }
 
 
+class ServingConfig(Settings):
+    """How much of what was trained is kept loaded: what was used longest ago goes first.
+
+    `task_bytes` bounds the task models together; `max_adapters` and `adapter_bytes` the adapters
+    of each device. `device` is where task models compute.
+    """
+
+    task_bytes: int = Field(default=512 * 2**20, ge=0)
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    max_adapters: int = Field(default=32, ge=1)
+    adapter_bytes: int = Field(default=1024 * 2**20, ge=0)
+
+
 class Config(Settings):
     """Everything that a kernel is booted with.
 
@@ -214,6 +227,7 @@ class Config(Settings):
     reranker: RerankerConfig | None = None
     consolidation: ConsolidationConfig = ConsolidationConfig()
     kv: KVConfig = KVConfig()
+    serving: ServingConfig = ServingConfig()
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
     pipe_bytes: int = Field(default=65_536, ge=1)
@@ -278,6 +292,11 @@ class Config(Settings):
         return _nested("kv", KVConfig, kv)
 
     @model_validator(mode="before")
+    @field_validator("serving", mode="before")
+    @classmethod
+    def _serving(cls, serving: Any) -> Any:
+        return _nested("serving", ServingConfig, serving)
+
     @classmethod
     def _choose_default_model(cls, data: Any) -> Any:
         """Without a word on it, the default model is "smollm2" where configured, else the first."""

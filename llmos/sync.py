@@ -76,6 +76,8 @@ class Kernel:
     call = _blocking(OS.call)
     generate = _blocking(OS.generate)
     embed = _blocking(OS.embed)
+    classify = _blocking(OS.classify)
+    tag = _blocking(OS.tag)
     remember = _blocking(OS.remember)
     retrieve = _blocking(OS.retrieve)
     related = _blocking(OS.related)

@@ -15,11 +15,13 @@ from llmos.syscalls import results as r
 from llmos.syscalls.call import Call as Call
 from llmos.syscalls.content import Message
 from llmos.syscalls.learning import (
+    Classify,
     Evaluate,
     Finetune,
     ModelList,
     ModelPromote,
     ModelRollback,
+    Tag,
 )
 from llmos.syscalls.learning import (
     Example as Example,
@@ -603,6 +605,8 @@ Syscall = (
     | ModelList
     | ModelPromote
     | ModelRollback
+    | Classify
+    | Tag
     | Spawn
     | Fork
     | SpawnGraph

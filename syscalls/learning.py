@@ -70,3 +70,29 @@ class ModelRollback(Call[r.ModelVersions]):
 
     op: Literal["model_rollback"] = "model_rollback"
     base: str | None = None
+
+
+class Classify(Call[r.Classified]):
+    """Label texts by a task model: a version by its name, or what serves under the name of a slot.
+
+    `top_k` keeps the most likely labels of each text; None keeps all. `task` says which one, where
+    a version has several. A promotion or rollback reaches the next call.
+    """
+
+    op: Literal["classify"] = "classify"
+    texts: tuple[str, ...] = Field(min_length=1)
+    model: str = Field(min_length=1)
+    task: str | None = None
+    top_k: int | None = Field(default=None, ge=1)
+
+
+class Tag(Call[r.Tagged]):
+    """Find entities in texts by a task model, named as in `Classify`.
+
+    A text is split into words and punctuation; one that is given as a list of words is left so.
+    """
+
+    op: Literal["tag"] = "tag"
+    texts: tuple[str | tuple[str, ...], ...] = Field(min_length=1)
+    model: str = Field(min_length=1)
+    task: str | None = None

@@ -46,3 +46,57 @@ class Evaluated(Value):
 
 class ModelVersions(Value):
     models: tuple[ModelVersion, ...]
+
+
+class LabelScore(Value):
+    """A label and its probability."""
+
+    label: str
+    probability: float
+
+
+class Classified(Value):
+    """The labels of each text, most likely first. `model` is the version that was asked.
+
+    `tokens` were read.
+    """
+
+    labels: tuple[tuple[LabelScore, ...], ...]
+    model: str
+    tokens: int
+
+
+class Entity(Value):
+    """A run of words with one label: the characters from `start` up to `end` of the text.
+
+    `first` and `last` are the places of its words. `score` is the mean probability of their tags.
+    """
+
+    text: str
+    label: str
+    start: int
+    end: int
+    first: int
+    last: int
+    score: float
+
+
+class TaggedText(Value):
+    """A text with its entities, and each word's tag with its probability.
+
+    The text of words that were given as such is the words with a space between them.
+    """
+
+    text: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    scores: tuple[float, ...]
+    entities: tuple[Entity, ...]
+
+
+class Tagged(Value):
+    """Texts with their entities, in order. `model` is the version that was asked."""
+
+    texts: tuple[TaggedText, ...]
+    model: str
+    tokens: int
