@@ -6,7 +6,7 @@ Source: Ramshaw and Marcus 1995 (arXiv cmp-lg/9505040); Viterbi 1967.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ def is_bio(label: str) -> bool:
     return label == OUTSIDE or (label[:2] in ("B-", "I-") and len(label) > 2)
 
 
-def with_beginnings(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels in order, "O" first, and a "B-" for each kind that comes only as "I-"."""
-    kinds = {label[2:] for label in labels if label != OUTSIDE}
-    found = {OUTSIDE, *labels, *(f"B-{kind}" for kind in kinds)}
-    return (OUTSIDE, *sorted(found - {OUTSIDE}, key=lambda label: (label[2:], label)))
+def all_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels that sentences with these may have: "O", then "B-" and "I-" of each kind."""
+    kinds = sorted({label[2:] for label in labels if label != OUTSIDE})
+    return (OUTSIDE, *(f"{part}-{kind}" for kind in kinds for part in "BI"))
 
 
 def can_follow(label: str, before: str | None) -> bool:

@@ -58,7 +58,7 @@ class TorchEmbedding:
         self._tokenizer.no_padding()
         self._padding: int = tokenizer.pad_token_id or 0
         trained = self._folder.max_tokens
-        longest = _longest(self._model.config)
+        longest = longest_text(self._model.config)
         self._info = EmbeddingInfo(
             name=spec.name,
             device=spec.device,
@@ -211,7 +211,7 @@ def _dense(folder: Path, dtype: torch.dtype, device: str) -> Any:
     return layer.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def _longest(config: Any) -> int:
+def longest_text(config: Any) -> int:
     """Most tokens that an encoder has positions for."""
     positions: int = config.max_position_embeddings
     # RoBERTa's positions start after the padding token's id.

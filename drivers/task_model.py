@@ -16,6 +16,7 @@ from llmos.drivers.bio_labels import OUTSIDE, BioDecoder
 from llmos.drivers.contract import Allocation, DeviceError
 from llmos.drivers.encoder_text import EncoderText, ReadWords
 from llmos.drivers.length_batches import BATCH_TOKENS, length_batches
+from llmos.drivers.sentence_folder import read_sentence_folder
 from llmos.drivers.task_folder import ADAPTER, ADAPTERS, BODY, TaskFolder, TaskHead, read_task
 from llmos.drivers.torch_errors import torch_errors
 
@@ -71,7 +72,6 @@ class TaskModel:
         """Longest text that is read whole, with the tokens that begin and end it."""
         return self._task.max_length_tokens
 
-    def classify(self, texts: Sequence[str], *, task: str | None = None) -> list[list[float]]:
     @property
     def batch_tokens(self) -> int:
         """About the tokens of one forward pass."""
@@ -90,6 +90,7 @@ class TaskModel:
             return self.labels
         return self._task.heads[self._head(task, "classify")].labels
 
+    def classify(self, texts: Sequence[str], *, task: str | None = None) -> list[list[float]]:
         """Probabilities of each text's classes.
 
         They are in the order of the labels of the task named, else of the only one. A model of
@@ -261,7 +262,7 @@ def _encoder_folder(task: TaskFolder, base_folder: Path | None) -> Path:
         raise DeviceError(
             f"{task.folder.name} is an adapter on {task.base}, whose folder is not given"
         )
-    return base_folder
+    return read_sentence_folder(base_folder).encoder
 
 
 def _load_body(task: TaskFolder, encoder: Path, device: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.drivers.bio_labels import BioDecoder, can_follow, is_bio, repaired, with_beginnings
+from llmos.drivers.bio_labels import BioDecoder, all_labels, can_follow, is_bio, repaired
 
 LABELS = ("O", "B-a", "I-a", "B-b", "I-b")
 rows = st.lists(st.lists(st.floats(-9, 0), min_size=5, max_size=5), min_size=1, max_size=4)
@@ -47,12 +47,7 @@ def test_no_words_have_no_labels() -> None:
     assert BioDecoder(LABELS).decode(np.zeros((0, 5))) == []
 
 
-def test_each_kind_can_begin() -> None:
-    assert with_beginnings(["I-b", "O", "B-a"]) == ("O", "B-a", "B-b", "I-b")
-    assert [is_bio(label) for label in ("O", "B-a", "B-", "a", "I-a")] == [
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]
+def test_each_kind_can_begin_and_go_on() -> None:
+    assert all_labels(["I-b", "O", "B-a"]) == ("O", "B-a", "I-a", "B-b", "I-b")
+    written = ("O", "B-a", "B-", "a", "I-a")
+    assert [is_bio(label) for label in written] == [True, True, False, False, True]

@@ -1,0 +1,183 @@
+"""The objective `classify`: texts of one class each, on an encoder's mean state.
+
+Owns the loss, what a prediction is, and a head's first weights. Refuses to know steps and files.
+Source of the head's beginning: Snell, Swersky and Zemel, "Prototypical Networks for Few-shot
+Learning", 2017 (arXiv 1703.05175).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmos.drivers import encoder_net
+from llmos.drivers.metrics.labels import score_labels
+from llmos.drivers.rows.kinds import LabelledRow
+from llmos.drivers.task_folder import TaskHead
+from llmos.drivers.training.encoder import Encoder, by_length, mean_vectors, open_encoder, rate
+from llmos.drivers.training.job import TrainJob
+from llmos.drivers.training.objectives import Rows
+from llmos.drivers.training.task import Built, Encoded, Item, Measured
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.values import JsonValue
+
+if TYPE_CHECKING:
+    import torch
+
+SCALE = 16.0  # of the first weights: how sure the nearest class mean makes the head
+SMOOTHING = 0.1  # share of a target that goes to all classes alike
+
+
+class Scored(NamedTuple):
+    """Probabilities `(rows, labels)` and the summed loss of rows in order."""
+
+    chances: list[list[float]]
+    loss: float
+
+
+class ClassifyTask:
+    """Trains one head of an encoder on texts with a label. Satisfies `Task`."""
+
+    metric = "accuracy"
+    is_higher_better = True
+
+    def __init__(self, encoder: Encoder, place: int = 0) -> None:
+        self._encoder = encoder
+        self._place = place
+        self._head = encoder.heads[place]
+        self._numbers = {label: number for number, label in enumerate(self._head.labels)}
+
+    def encode(self, rows: Sequence[LabelledRow], /) -> Encoded:
+        """Raises: SyscallError("invalid") for a label that no training row has."""
+        read = self._encoder.text.texts([row.text for row in rows])
+        items = tuple(
+            Item(one.tokens, self._number(row), row.origin, self._head.name)
+            for row, one in zip(rows, read, strict=True)
+        )
+        cut = tuple(row.origin for row, one in zip(rows, read, strict=True) if one.is_cut)
+        return Encoded(items, truncated=cut)
+
+    def loss(self, model: Any, items: Sequence[Item], /) -> tuple[torch.Tensor, float]:
+        import torch
+
+        vectors = self._vectors(model, items)
+        vectors = torch.nn.functional.dropout(
+            vectors, self._encoder.job.dropout, training=model.training
+        )
+        summed = torch.nn.functional.cross_entropy(
+            encoder_net.outputs(model, self._place, vectors),
+            torch.tensor([item.payload for item in items], device=vectors.device),
+            label_smoothing=SMOOTHING,
+            reduction="sum",
+        )
+        return summed, float(len(items))
+
+    def evaluate(self, model: Any, items: Sequence[Item], /, *, batch_size: int) -> Measured:
+        scored = self._score(model, items, batch_size=batch_size)
+        labels = self._head.labels
+        truth = [labels[item.payload] for item in items]
+        best = [max(range(len(row)), key=row.__getitem__) for row in scored.chances]
+        scores = score_labels(truth, [labels[place] for place in best], labels=labels)
+        predictions: list[JsonValue] = [
+            {
+                "origin": item.origin,
+                "label": true,
+                "predicted": labels[place],
+                "probability": round(row[place], 4),
+            }
+            for item, true, place, row in zip(items, truth, best, scored.chances, strict=True)
+        ]
+        return Measured({"loss": scored.loss / len(items), **scores.metrics()}, predictions)
+
+    def begin(self, items: Sequence[Item]) -> None:
+        """Give the head its first weights: each class's mean vector, as seen from their middle.
+
+        Training then begins where the nearest mean is, which is most of the way when examples are
+        few. Classes that the head knew before keep their weights.
+        """
+        import torch
+
+        found = mean_vectors(self._encoder, [item.tokens for item in items])
+        lengths = found.norm(dim=1).mean()
+        numbers = torch.tensor([item.payload for item in items])
+        present = sorted(set(numbers.tolist()))
+        means = torch.stack([found[numbers == number].mean(dim=0) for number in present])
+        middle = means.mean(dim=0)
+        directions = torch.nn.functional.normalize(means - middle, dim=1) * (SCALE / lengths)
+        linear = self._encoder.network["heads"][self._place]["linear"]
+        with torch.no_grad():
+            linear.weight[present] = directions.to(linear.weight.device)
+            linear.bias[present] = -(directions @ middle).to(linear.bias.device)
+
+    def _score(self, model: Any, items: Sequence[Item], *, batch_size: int) -> Scored:
+        import torch
+
+        model.eval()
+        chances: list[list[float]] = [[] for _ in items]
+        loss = 0.0
+        with torch.inference_mode():
+            for places in by_length([item.tokens for item in items], batch_size=batch_size):
+                logits = encoder_net.outputs(
+                    model, self._place, self._vectors(model, [items[one] for one in places])
+                ).float()
+                truth = torch.tensor([items[one].payload for one in places], device=logits.device)
+                loss += torch.nn.functional.cross_entropy(logits, truth, reduction="sum").item()
+                for one, row in zip(places, logits.softmax(dim=1).tolist(), strict=True):
+                    chances[one] = row
+        if not math.isfinite(loss):
+            raise SyscallError("failed", f"the loss on the {len(items)} rows is not a number")
+        return Scored(chances, loss)
+
+    def _vectors(self, model: Any, items: Sequence[Item]) -> torch.Tensor:
+        ids, mask = encoder_net.padded(
+            [item.tokens for item in items],
+            padding=self._encoder.text.padding,
+            device=model["body"].device,
+        )
+        states = encoder_net.token_states(model, ids, mask)
+        return encoder_net.text_vectors(states, mask)
+
+    def _number(self, row: LabelledRow) -> int:
+        number = self._numbers.get(row.label)
+        if number is None:
+            raise unknown_label(row.origin, row.label, "label", self._head)
+        return number
+
+
+def build(job: TrainJob, device: str, rows: Rows) -> Built:
+    """A classifier of the labels in the training rows, ready to train.
+
+    Raises: SyscallError("invalid") when they have only one label; DeviceError.
+    """
+    head = head_of(rows.train)
+    encoder = open_encoder(job, device, [head])
+    task = ClassifyTask(encoder)
+    if encoder.is_new[0]:
+        task.begin(task.encode(rows.train).items)
+    return Built(encoder.network, task, encoder.save, rate(job), kind="task")
+
+
+def head_of(rows: Sequence[LabelledRow], name: str = "main") -> TaskHead:
+    """The head that rows ask for. Raises: SyscallError("invalid") for rows of one class."""
+    labels = sorted({row.label for row in rows})
+    if len(labels) < 2:
+        raise SyscallError(
+            "invalid",
+            f"label: all {len(rows)} training rows are {', '.join(labels) or 'missing'}; telling "
+            "classes apart takes two",
+            field="label",
+        )
+    return TaskHead(name, "classify", tuple(labels))
+
+
+def unknown_label(origin: str, label: str, field: str, head: TaskHead) -> SyscallError:
+    """The error for a row whose label is not among those of training."""
+    shown = ", ".join(head.labels[:10]) + (", ..." if len(head.labels) > 10 else "")
+    return SyscallError(
+        "invalid",
+        f"{origin}: {field}: no training row has {label!r}; they have {shown}. Give it training "
+        "rows or take the row out",
+        field=field,
+        origin=origin,
+    )
