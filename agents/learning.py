@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmos.syscalls import learning as calls
+from llmos.syscalls import calls
 from llmos.syscalls import learning_results as r
+from llmos.syscalls import traces as t
 from llmos.syscalls.trap import Trap
 
 
@@ -73,3 +74,23 @@ class LearningCalls:
                 task=task,
             )
         )
+
+    async def trace_consent(
+        self, namespace: str | None = None, *, is_granted: bool = True
+    ) -> t.Consent:
+        """Allow or forbid that a namespace's traces are kept to be learnt from; None: the own."""
+        return await self._trap.call(calls.TraceConsent(namespace=namespace, is_granted=is_granted))
+
+    async def outcome(
+        self, pid: int | None = None, *, episode: int | None = None, **said: Any
+    ) -> tuple[int, ...]:
+        """Judge a process's episodes, or one; what can be said is in `calls.Outcome`."""
+        judged = await self._trap.call(calls.Outcome(pid=pid, episode=episode, **said))
+        return judged.episodes
+
+    async def trace_data(
+        self, namespaces: Sequence[str] | None = None, **options: Any
+    ) -> t.TraceRows:
+        """Write training rows made of traces into a file; options as in `calls.TraceData`."""
+        names = None if namespaces is None else tuple(namespaces)
+        return await self._trap.call(calls.TraceData(namespaces=names, **options))

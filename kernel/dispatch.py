@@ -76,6 +76,12 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
             return kernel.learning.promote(call)
         case c.ModelRollback():
             return kernel.learning.rollback(call)
+        case c.TraceConsent():
+            return await kernel.traces.consent(process, call)
+        case c.Outcome():
+            return await kernel.traces.outcome(process, call)
+        case c.TraceData():
+            return await kernel.traces.data(process, call)
         case c.Classify():
             return await kernel.task_models.classify(process, call)
         case c.Tag():

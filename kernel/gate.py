@@ -81,6 +81,13 @@ class Gate:
             case c.Finetune() | c.ModelPromote() | c.ModelRollback():
                 if not process.capabilities.learn:
                     raise _denied(process, "learn", "learn=True")
+            case c.TraceConsent():
+                self._require_namespace(process, "write", call.namespace)
+            case c.TraceData():
+                if not process.capabilities.learn:
+                    raise _denied(process, "learn", "learn=True")
+                for namespace in call.namespaces or ():
+                    self._require_namespace(process, "read", namespace)
             case c.Spawn() | c.Fork():
                 self._require(process, "programs", call.program)
                 if isinstance(call, c.Spawn) and call.client is not None:

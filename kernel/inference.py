@@ -49,6 +49,10 @@ LONG_TEXT_CHARS = 65_536
 CHARS_PER_TOKEN = 4
 
 
+# Told of every answer: who asked, what the model read, what it said.
+OnAnswer = Callable[[Process, Conversation, Generated], None]
+
+
 @dataclass(slots=True, eq=False)
 class _Ticket:
     """A submitted generation with what must be settled when it ends."""
@@ -73,6 +77,7 @@ class Inference:
         tracer: Tracer,
         weights: Mapping[str, float],
         sharing: Sharing,
+        on_answer: OnAnswer,
     ) -> None:
         self._devices = devices
         self._contexts = contexts
@@ -80,6 +85,7 @@ class Inference:
         self._clock = clock
         self._tracer = tracer
         self._sharing: Sharing = sharing
+        self._on_answer = on_answer
         self._public = PublicPrefixes()
         self._origins = Origins()
         self._weights = weights
@@ -234,6 +240,8 @@ class Inference:
             if outcome.finish is None:  # cancelled, because the process has ended
                 raise Killed("KILL")
             generated = self._result(call, ticket, outcome)
+            if generation.order.conversation is not None:
+                self._on_answer(process, generation.order.conversation, generated)
             if context is not None:
                 await self._contexts.extend(process, context, [generated.message])
             else:

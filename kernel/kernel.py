@@ -41,6 +41,7 @@ from llmos.kernel.threads import settle
 from llmos.kernel.toolbox import ToolBox
 from llmos.kernel.task_models import TaskModels
 from llmos.kernel.trace import Tracer
+from llmos.kernel.trace_data import Traces
 from llmos.kernel.trap import TaskTrap
 from llmos.kernel.waits import Waits
 from llmos.memory.context_folder import ContextFolder
@@ -104,6 +105,14 @@ class Kernel:
             ContextFolder(settings.home / "contexts"),
             generate=lambda process, call: self.inference.generate(process, call),
         )
+        self.traces = Traces(
+            settings.home,
+            table=self.table,
+            files=self.files,
+            tracer=self.tracer,
+            boot=self.boot,
+            redactor=settings.redactor,
+        )
         self.inference = Inference(
             devices=self.devices,
             contexts=self.contexts,
@@ -112,6 +121,7 @@ class Kernel:
             tracer=self.tracer,
             weights=settings.weights,
             sharing=settings.kv.sharing,
+            on_answer=self.traces.keep,
         )
         self.gate = Gate(self.table, journal or NoJournal(), default_model=settings.default_model)
         self.lifecycle = Lifecycle(
@@ -195,6 +205,7 @@ class Kernel:
         await asyncio.gather(self.devices.stop(), self.task_models.stop())
         await ending
         await self.library.stop()
+        await self.traces.stop()
         if self._registry is not None:
             self._registry.close()
 

@@ -137,6 +137,7 @@ class Settings:
     pipe_bytes: int = 65_536
     console_bytes: int = 1_048_576
     trace_events: int = 200_000
+    redactor: str | None = None  # module:name of what finds personal data in training rows
     max_processes: int = 100_000
     max_queued: int = 10_000
     quota: Quota = field(default_factory=Quota)

@@ -161,6 +161,7 @@ def settings_of(config: Config) -> Settings:
         mailbox_messages=config.mailbox_messages,
         pipe_bytes=config.pipe_bytes,
         trace_events=config.trace_events,
+        redactor=config.redactor,
         quota=config.quota,
     )
 

@@ -28,6 +28,7 @@ from llmos.syscalls.learning import (
 )
 from llmos.syscalls.options import GREEDY, Constraint, Sampling
 from llmos.syscalls.rights import Capabilities, Quota
+from llmos.syscalls.traces import Outcome, TraceConsent, TraceData
 from llmos.syscalls.values import JsonObject, JsonValue, Value
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -605,6 +606,9 @@ Syscall = (
     | ModelList
     | ModelPromote
     | ModelRollback
+    | TraceConsent
+    | Outcome
+    | TraceData
     | Classify
     | Tag
     | Spawn
