@@ -34,8 +34,10 @@ class _Work:
 class GroupCommit:
     """The one way to write to a database; any thread may call it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, undone: Callable[[], None] = lambda: None) -> None:
+        """`undone` is called, by the thread that writes, when any work was undone."""
         self._database = database
+        self._undone = undone
         self._lock = Lock()
         self._waiting: list[_Work] = []
         self._is_led = False
@@ -89,22 +91,23 @@ class GroupCommit:
                     together[0].value = together[0].write(sql)
                 else:
                     for one in together:
-                        _apply(sql, one)
+                        self._apply(sql, one)
         except BaseException as problem:  # noqa: BLE001 - each of them raises it
+            self._undone()
             for one in together:
                 one.problem = one.problem or problem
         finally:
             for one in together:
                 one.is_done = True
 
-
-def _apply(sql: sqlite3.Connection, one: _Work) -> None:
-    sql.execute("SAVEPOINT one")
-    try:
-        one.value = one.write(sql)
-    except BaseException as problem:
-        one.problem = problem
-        if not sql.in_transaction:  # a full disk undoes all, and nobody's work is left
-            raise
-        sql.execute("ROLLBACK TO one")
-    sql.execute("RELEASE one")
+    def _apply(self, sql: sqlite3.Connection, one: _Work) -> None:
+        sql.execute("SAVEPOINT one")
+        try:
+            one.value = one.write(sql)
+        except BaseException as problem:
+            one.problem = problem
+            if not sql.in_transaction:  # a full disk undoes all, and nobody's work is left
+                raise
+            sql.execute("ROLLBACK TO one")
+            self._undone()
+        sql.execute("RELEASE one")

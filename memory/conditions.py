@@ -29,7 +29,8 @@ from llmos.syscalls.values import JsonObject, JsonValue
 Operator = Literal["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$exists", "$contains"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 LONG_VALUE_CHARACTERS = 200  # longer values are compared by their digest
-_OWN = "facts.note = notes.id AND "
+_OWN_FACTS = "SELECT note FROM facts WHERE facts.note = notes.id AND key = ?"
+_ALL_FACTS = "SELECT note FROM facts_found AS facts WHERE key = ?"
 _DIGEST_MARK = "blake2b:"  # no JSON text begins like this, so a digest equals only a digest
 _ORDER = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 # Kept, and past by for what most values are: `json.dumps` with options makes an encoder each time.
@@ -58,7 +59,7 @@ class Condition(NamedTuple):
         notes; else all facts that meet the condition are looked up once.
         """
         key = json.dumps(self.field)
-        facts = f"SELECT note FROM facts WHERE {_OWN if by_note else ''}key = ?"
+        facts = _OWN_FACTS if by_note else _ALL_FACTS
         match self.operator:
             case "$exists":
                 negation = "" if self.value else "NOT "
@@ -185,7 +186,8 @@ def entries(metadata: JsonObject) -> tuple[str, list[tuple[str, str]]]:
     Raises: SyscallError("invalid") for what is no JSON.
     """
     texts = [
-        (json.dumps(key), canonical(metadata[key], field="metadata")) for key in sorted(metadata)
+        (encode_basestring_ascii(key), canonical(metadata[key], field="metadata"))
+        for key in sorted(metadata)
     ]
     whole = ",".join(f"{key}:{text}" for key, text in texts)
     return f"{{{whole}}}", [(key, _short(text)) for key, text in texts]

@@ -35,7 +35,7 @@ def said_after(sql: sqlite3.Connection, mark: int, *, now: float, limit: int) ->
     """
     rows = sql.execute(
         "SELECT notes.id, notes.namespace, notes.text, notes.created_at, notes.owner"
-        " FROM facts JOIN notes ON notes.id = facts.note"
+        " FROM facts_found AS facts JOIN notes ON notes.id = facts.note"
         " WHERE facts.key = '\"role\"' AND facts.value = '\"user\"' AND facts.note > ?"
         " AND notes.kind = 'episodic' AND notes.namespace NOT LIKE 'process-%'"
         " AND (notes.expires_at IS NULL OR notes.expires_at > ?)"

@@ -36,9 +36,9 @@ class Filter:
     at: float | None = None
     with_history: bool = False
 
-    def sql(self) -> Sql:
-        """All conditions and their parameters."""
-        lasting, parameters = self.lasting_sql()
+    def sql(self, *, by_note: bool = False) -> Sql:
+        """All conditions and their parameters; `by_note` as in `lasting_sql`."""
+        lasting, parameters = self.lasting_sql(by_note=by_note)
         conditions = [lasting, "(notes.expires_at IS NULL OR notes.expires_at > ?)"]
         parameters.append(self.now)
         if not self.with_history:

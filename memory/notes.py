@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
+from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydantic_core import from_json
 
 from llmos.memory.conditions import entries
 from llmos.memory.filters import Filter, checked_namespace
+from llmos.memory.fresh import FRESH_CHARACTERS, settle
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import NamespaceStat
@@ -91,18 +93,20 @@ def prepare(namespace: str, note: Note) -> Row:
     if note.position is not None and note.position not in SQLITE_INTEGER:
         raise SyscallError("invalid", "position needs more than 64 bits", field="position")
     metadata, facts = entries(note.metadata)
-    identity: list[JsonValue] = [
-        checked_namespace(namespace),
-        note.source,
-        note.text,
-        metadata,
-    ]
+    return Row(note, metadata, facts, _digest(checked_namespace(namespace), note, metadata))
+
+
+def _digest(namespace: str, note: Note, metadata: str) -> bytes:
+    # Version 1, which knew one kind, has digests without it.
+    told = [namespace, note.source, note.text, metadata]
     if note.kind != "episodic":
-        identity.append(note.kind)  # version 1, which knew one kind, has digests without it
+        told.append(note.kind)
     if note.fact is not None:
-        identity += (note.fact.subject, note.fact.relation, note.fact.object, note.valid_from)
-    digest = blake2b(json.dumps(identity).encode(), digest_size=16).digest()
-    return Row(note, metadata, facts, digest)
+        told += (note.fact.subject, note.fact.relation, note.fact.object)
+    identity = ["null" if part is None else encode_basestring_ascii(part) for part in told]
+    if note.fact is not None:
+        identity.append(json.dumps(note.valid_from))
+    return blake2b(f"[{', '.join(identity)}]".encode(), digest_size=16).digest()
 
 
 class New(NamedTuple):
@@ -127,11 +131,9 @@ def insert(
     *,
     owner: str | None = None,
 ) -> None:
-    """Insert notes, many with one statement.
-
-    FTS5 writes out what it has gathered at each statement's end, which takes most of the time that
-    an insertion of one takes.
-    """
+    """Insert notes, many with one statement; their words and values are entered by `settle`."""
+    if not new:
+        return
     notes = [
         (
             one.id,
@@ -163,6 +165,7 @@ def insert(
     _insert_many(sql, "vectors (note, vector)", [(one.id, one.vector) for one in new])
     facts = [(one.id, key, value) for one in new for key, value in one.row.facts]
     _insert_many(sql, "facts (note, key, value)", facts)
+    settle(sql, has_long=any(len(one.row.note.text) > FRESH_CHARACTERS for one in new))
 
 
 def _insert_many(
@@ -177,63 +180,10 @@ def _insert_many(
         )
 
 
-def find_duplicates(sql: sqlite3.Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
-    """The current notes that say the same, by digest."""
-    found: dict[bytes, int] = {}
-    for start in range(0, len(digests), _ROWS_A_STATEMENT):
-        part = digests[start : start + _ROWS_A_STATEMENT]
-        found.update(
-            sql.execute(
-                "SELECT digest, id FROM notes WHERE superseded_by IS NULL"
-                f" AND digest IN ({', '.join('?' * len(part))})",
-                part,
-            ).fetchall()
-        )
-    return found
-
-
 def select_ids(sql: sqlite3.Connection, chosen: Filter) -> Ids:
     """The ids of the notes that pass a filter."""
     condition, parameters = chosen.sql()
     return _ids(sql, f"notes WHERE {condition}", parameters)
-
-
-def search_text(
-    sql: sqlite3.Connection, query: str, chosen: Filter, k: int
-) -> list[tuple[int, float]]:
-    """The k best of the notes that pass a filter for an FTS5 query, as (id, BM25), best first."""
-    condition, parameters = chosen.sql()
-    # FTS5 gives a better match a smaller (negative) number.
-    return sql.execute(
-        "SELECT notes.id, -bm25(notes_text) AS score FROM notes_text"
-        " JOIN notes ON notes.id = notes_text.rowid"
-        f" WHERE notes_text MATCH ? AND {condition} ORDER BY score DESC, notes.id LIMIT ?",
-        (query, *parameters, k),
-    ).fetchall()
-
-
-def rarest(sql: sqlite3.Connection, terms: Sequence[str], most: int) -> list[str]:
-    """The rarest of some words that match `most` notes together, at least one that matches any.
-
-    To count a word's notes takes a twenty-fifth of the time of ranking them by BM25.
-    """
-    (newest,) = sql.execute("SELECT max(id) FROM notes").fetchone()
-    if len(terms) <= 1 or (newest or 0) <= most:
-        return list(terms)
-    counts = [
-        sql.execute(
-            "SELECT count(*) FROM notes_text WHERE notes_text MATCH ?", (f'"{term}"',)
-        ).fetchone()[0]
-        for term in terms
-    ]
-    found: list[str] = []
-    total = 0
-    for count, term in sorted(zip(counts, terms, strict=True)):
-        if total and total + count > most:
-            break
-        total += count
-        found.append(term)
-    return found
 
 
 def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:

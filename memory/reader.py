@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos.memory import notes as rows
+from llmos.memory import words
 from llmos.memory.filters import Filter
 from llmos.memory.notes import NoteRow
 
 if TYPE_CHECKING:
     from llmos.memory.notes import Matrix
+    from llmos.memory.words import FreshWords
 
 Nearest = Callable[[sqlite3.Connection, "Matrix", Filter, int], list[tuple[int, float]]]
 
@@ -27,12 +29,19 @@ class Reader:
     """The store as one search sees it. `now` is the time that it began."""
 
     def __init__(
-        self, sql: sqlite3.Connection, *, nearest: Nearest, dimensions: int, now: float
+        self,
+        sql: sqlite3.Connection,
+        *,
+        nearest: Nearest,
+        fresh: FreshWords,
+        dimensions: int,
+        now: float,
     ) -> None:
         self.sql = sql
         self.dimensions = dimensions
         self.now = now
         self._nearest = nearest
+        self._fresh = fresh
 
     def nearest(self, unit: Matrix, chosen: Filter, k: int) -> list[tuple[int, float]]:
         """The k notes that pass a filter with the highest cosine to a unit vector, best first.
@@ -41,16 +50,16 @@ class Reader:
         """
         return self._nearest(self.sql, unit, chosen, k)
 
-    def matching(self, words: str, chosen: Filter, k: int) -> list[tuple[int, float]]:
-        """The k notes that pass a filter with the highest BM25 for an FTS5 query, best first."""
-        return rows.search_text(self.sql, words, chosen, k)
+    def matching(self, terms: Sequence[str], chosen: Filter, k: int) -> list[tuple[int, float]]:
+        """The k notes that pass a filter with the highest BM25 for any of some words."""
+        return words.search(self.sql, self._fresh, terms, chosen, k)
 
     def rarest(self, terms: Sequence[str], most: int) -> list[str]:
         """Those of some words that the fewest notes have, so many that `most` notes match or fewer.
 
         At least the rarest one; in a store that has no more than `most` notes all of them.
         """
-        return rows.rarest(self.sql, terms, most)
+        return words.rarest(self.sql, terms, most)
 
     def notes(self, ids: Sequence[int]) -> dict[int, NoteRow]:
         """Those of the notes that are still there, by id, in the order asked for."""

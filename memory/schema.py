@@ -4,13 +4,18 @@ Notes' text never changes: a note is inserted and deleted, and AUTOINCREMENT nev
 and gives a later commit a higher one. So whoever holds a copy (a vector index, another process) has
 caught up with insertions when it has all ids up to the highest. Deletions, and updates of the
 columns that may be updated (expiry, validity), are in the log `changes`, which triggers write.
+
+A new note's words, metadata values and digest belong into random places of large indexes, a page
+of the log for each. So `notes_text` has the notes up to `store.worded`, `facts_by_value` and
+`digests` those up to `store.sorted`; `fresh.py` enters the newer ones together, in order.
 """
 
 from __future__ import annotations
 
 import sqlite3
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 # `digest` says who is a duplicate of whom; a superseded note may be told again.
 _NOTES = """
@@ -35,10 +40,8 @@ CREATE TABLE notes (
 ) STRICT;
 """
 
-# Indexes that few notes are in cost nothing for the others. What a note superseded is so again when
-# the note is deleted, until what superseded that; but nothing is said twice at a time.
-_AROUND_NOTES = """
-CREATE UNIQUE INDEX notes_by_digest ON notes (digest) WHERE superseded_by IS NULL;
+# Indexes that few notes are in cost nothing for the others.
+_INDEXES = """
 CREATE INDEX notes_by_namespace ON notes (namespace, kind);
 CREATE INDEX notes_by_source ON notes (namespace, source, position) WHERE source IS NOT NULL;
 CREATE INDEX notes_by_owner ON notes (owner, namespace) WHERE owner IS NOT NULL;
@@ -47,15 +50,44 @@ CREATE INDEX notes_by_successor ON notes (superseded_by) WHERE superseded_by IS 
 CREATE INDEX notes_by_expiry ON notes (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX notes_by_valid_from ON notes (valid_from) WHERE valid_from IS NOT NULL;
 CREATE INDEX notes_by_valid_to ON notes (valid_to) WHERE valid_to IS NOT NULL;
-CREATE TRIGGER notes_text_insert AFTER INSERT ON notes BEGIN
-    INSERT INTO notes_text (rowid, text) VALUES (new.id, new.text);
+"""
+
+# `facts_by_value` is in the order in which filters ask. `digests` has the first 8 bytes of each
+# digest: whoever looks there compares the whole. `facts_found` is where a value is looked for.
+# What a note superseded is so again when the note is deleted, until what superseded that; but
+# nothing is said twice at a time. Only notes with a time since which they are so are superseded.
+_NEW_IN_3 = """
+CREATE TABLE facts_by_value (
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    note INTEGER NOT NULL,
+    PRIMARY KEY (key, value, note)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE digests (
+    start BLOB NOT NULL,
+    note INTEGER NOT NULL,
+    PRIMARY KEY (start, note)
+) STRICT, WITHOUT ROWID;
+CREATE VIEW facts_found AS
+    SELECT note, key, value FROM facts_by_value
+    UNION ALL
+    SELECT note, key, value FROM facts WHERE note > (SELECT sorted FROM store);
+CREATE INDEX notes_by_digest ON notes (digest) WHERE valid_from IS NOT NULL;
+CREATE TRIGGER facts_delete AFTER DELETE ON facts BEGIN
+    DELETE FROM facts_by_value WHERE key = old.key AND value = old.value AND note = old.note;
+END;
+CREATE TRIGGER notes_words_delete AFTER DELETE ON notes
+    WHEN old.id <= (SELECT worded FROM store)
+BEGIN
+    INSERT INTO notes_text (notes_text, rowid, text) VALUES ('delete', old.id, old.text);
 END;
 CREATE TRIGGER notes_delete AFTER DELETE ON notes BEGIN
-    INSERT INTO notes_text (notes_text, rowid, text) VALUES ('delete', old.id, old.text);
+    DELETE FROM digests WHERE start = substr(old.digest, 1, 8) AND note = old.id;
     INSERT INTO changes (note, op) VALUES (old.id, 'delete');
     UPDATE notes SET valid_to = old.valid_to, superseded_by = old.superseded_by
         WHERE superseded_by = old.id AND (old.superseded_by IS NOT NULL OR NOT EXISTS (
             SELECT 1 FROM notes AS later WHERE later.digest = notes.digest
+                AND later.valid_from IS NOT NULL
                 AND (later.superseded_by IS NULL
                     OR (later.superseded_by = old.id AND later.id > notes.id))
         ));
@@ -117,7 +149,9 @@ CREATE TABLE store (
     dimensions INTEGER NOT NULL,
     embedding_model TEXT,
     next_model TEXT,
-    generation INTEGER NOT NULL DEFAULT 0
+    generation INTEGER NOT NULL DEFAULT 0,
+    worded INTEGER NOT NULL DEFAULT 0,
+    sorted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 {_NOTES}
 {VECTORS}
@@ -127,13 +161,13 @@ CREATE TABLE facts (
     value TEXT NOT NULL,
     PRIMARY KEY (note, key)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX facts_by_value ON facts (key, value, note);
 CREATE VIRTUAL TABLE notes_text USING fts5 (
     text, content = 'notes', content_rowid = 'id',
-    tokenize = 'porter unicode61 remove_diacritics 2'
+    tokenize = '{TOKENIZER}'
 );
 {_NEW_IN_2}
-{_AROUND_NOTES}
+{_INDEXES}
+{_NEW_IN_3}
 """
 
 _COLUMNS_OF_1 = "id, namespace, text, metadata, source, position, created_at, expires_at, digest"
@@ -155,8 +189,25 @@ UPDATE sqlite_sequence
 DROP TABLE notes;
 ALTER TABLE notes_2 RENAME TO notes;
 {_NEW_IN_2}
-{_AROUND_NOTES}
+{_INDEXES}
 """
+
+_FROM_2 = f"""
+ALTER TABLE store ADD COLUMN worded INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE store ADD COLUMN sorted INTEGER NOT NULL DEFAULT 0;
+UPDATE store SET worded = last.id, sorted = last.id
+    FROM (SELECT coalesce(max(seq), 0) AS id FROM sqlite_sequence WHERE name = 'notes') AS last;
+DROP TRIGGER IF EXISTS notes_text_insert;
+DROP TRIGGER IF EXISTS notes_delete;
+DROP TRIGGER IF EXISTS notes_update;
+DROP INDEX IF EXISTS notes_by_digest;
+DROP INDEX facts_by_value;
+{_NEW_IN_3}
+INSERT INTO facts_by_value SELECT key, value, note FROM facts ORDER BY key, value, note;
+INSERT INTO digests SELECT substr(digest, 1, 8), id FROM notes ORDER BY 1, 2;
+"""
+
+_STEPS = {1: _FROM_1, 2: _FROM_2}
 
 
 def migrate(connection: sqlite3.Connection) -> bool:
@@ -170,11 +221,11 @@ def migrate(connection: sqlite3.Connection) -> bool:
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            is_older = _version(connection) < SCHEMA_VERSION
-            if is_older:
-                for statement in statements(_FROM_1):
+            version = _version(connection)
+            for step in range(version, SCHEMA_VERSION):
+                for statement in statements(_STEPS[step]):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -182,7 +233,7 @@ def migrate(connection: sqlite3.Connection) -> bool:
             raise
     finally:
         connection.execute("PRAGMA foreign_keys = ON")
-    return is_older
+    return version < SCHEMA_VERSION
 
 
 def statements(script: str) -> list[str]:

@@ -27,7 +27,7 @@ from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.filters import Filter
 from llmos.memory.fusion import fuse
 from llmos.memory.query import Query
-from llmos.memory.rank import diverse, faded, match_any, query_terms, recency
+from llmos.memory.rank import diverse, faded, query_terms, recency
 from llmos.memory.reader import Reader
 from llmos.memory.surroundings import passages
 from llmos.syscalls.results import Hits
@@ -126,9 +126,9 @@ def _matching(reader: Reader, query: Query, chosen: Filter, depth: int) -> list[
     if not terms:
         return []
     rare = reader.rarest(terms, MOST_MATCHES)
-    found = reader.matching(match_any(rare), chosen, depth)
+    found = reader.matching(rare, chosen, depth)
     if query.mode == "lexical" and len(found) < query.k and len(rare) < len(terms):
-        found = reader.matching(match_any(terms), chosen, depth)
+        found = reader.matching(terms, chosen, depth)
     return found
 
 

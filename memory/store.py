@@ -36,6 +36,7 @@ from llmos.memory.database import Database
 from llmos.memory.decay import DEFAULT as DECAY
 from llmos.memory.decay import Decay, faded_ids
 from llmos.memory.filters import Filter
+from llmos.memory.fresh import Digests, settle_all
 from llmos.memory.knowledge import related
 from llmos.memory.nearest import NearestNotes
 from llmos.memory.query import Query
@@ -45,6 +46,7 @@ from llmos.memory.upkeep import Report, backup, check, erase_traces
 from llmos.memory.usage import Usage
 from llmos.memory.vector_model import check_model
 from llmos.memory.vectors import unit_vector, unit_vectors
+from llmos.memory.words import FreshWords
 from llmos.memory.writing import Entered, enter, nearly_there
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
@@ -78,6 +80,8 @@ class Store:
         self.folder = folder
         self._clock = clock
         self._usage = Usage()
+        self._digests = Digests()
+        self._fresh_words = FreshWords()
         self._closing = Lock()
         self._users = 0  # calls under way, which the files are not closed under
         self._users_changed = Condition()
@@ -86,7 +90,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         self._database = Database(folder, dimensions=dimensions, model=model)
         try:
-            self._commits = GroupCommit(self._database)
+            self._commits = GroupCommit(self._database, undone=self._digests.clear)
             self._nearest = NearestNotes(self._database, folder)
         except BaseException:
             self._database.close()
@@ -133,7 +137,9 @@ class Store:
             check_model(sql, model)
             rows.delete(sql, rows.expired(sql, now))
             blobs = [row.tobytes() for row in stored]
-            return enter(sql, namespace, prepared, blobs, now, owner=owner, near=near)
+            return enter(
+                sql, namespace, prepared, blobs, now, digests=self._digests, owner=owner, near=near
+            )
 
         entered = self._commit(write)
         if self._nearest.is_far_behind(max((one.note for one in entered), default=0)):
@@ -167,7 +173,13 @@ class Store:
     def reading(self) -> Generator[Reader]:
         """The store for one thread to read from in this block. Raises: as `retrieve`."""
         with self._use() as now, self._database.reading() as sql:
-            yield Reader(sql, nearest=self._nearest.search, dimensions=self.dimensions, now=now)
+            yield Reader(
+                sql,
+                nearest=self._nearest.search,
+                fresh=self._fresh_words,
+                dimensions=self.dimensions,
+                now=now,
+            )
 
     def related(
         self,
@@ -249,7 +261,7 @@ class Store:
                 self.record(lambda sql: usage.write(sql, used))
 
     def record(self, write: Callable[[sqlite3.Connection], None]) -> None:
-        """Run `write` in a transaction; it may touch no table that a search reads."""
+        """Run `write` in a transaction; it may change nothing that a search finds."""
         with self._use():
             self._commits.run(write)
 
@@ -327,11 +339,12 @@ class Store:
             erase_traces(self._database)
 
     def flush(self) -> None:
-        """Save the index and fold the write-ahead log into the database.
+        """Save the index, enter what is fresh, and fold the write-ahead log into the database.
 
         Nothing acknowledged depends on it; it makes the next open fast.
         """
         self._write_usage()
+        self.record(settle_all)
         with self.reading() as reader:
             self._nearest.catch_up(reader.sql)
             self._save_index()
@@ -358,6 +371,7 @@ class Store:
                     self._is_open = False
                     self._users_changed.wait_for(lambda: self._users == 0)
                 self._database.close()
+                self._fresh_words.close()
 
     def _save_index(self) -> None:
         saved = self._nearest.save()

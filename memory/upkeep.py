@@ -15,6 +15,7 @@ import numpy as np
 from llmos.memory import notes as rows
 from llmos.memory.database import Database
 from llmos.memory.folder import DATABASE_FILE, replace_durably
+from llmos.memory.fresh import settle_all
 from llmos.syscalls.errors import SyscallError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def check(database: Database, index: Index | None) -> Report:
             (4 * dimensions, _MOST_PROBLEMS),
         ).fetchall()
         problems += [f"note {note}: it has no whole vector" for (note,) in without]
+        problems += _by_value(sql)
         items = rows.count(sql)
         if index is not None and not np.array_equal(index.ids, rows.all_ids(sql)):
             problems.append("the vector index does not hold exactly the notes")
@@ -61,15 +63,41 @@ def check(database: Database, index: Index | None) -> Report:
     return Report(items, tuple(problems))
 
 
+def _by_value(sql: sqlite3.Connection) -> list[str]:
+    """The two indexes that are tables of their own, compared with what they are of."""
+    problems: list[str] = []
+    for name, columns, source in (
+        ("metadata", "key, value, note FROM facts_by_value", "key, value, note FROM facts"),
+        ("digests", "start, note FROM digests", "substr(digest, 1, 8), id AS note FROM notes"),
+    ):
+        wanted = f"SELECT {source} WHERE note <= (SELECT sorted FROM store)"
+        held = f"SELECT {columns}"
+        differences = sql.execute(
+            f"SELECT count(*) FROM (SELECT * FROM ({wanted} EXCEPT {held})"
+            f" UNION ALL SELECT * FROM ({held} EXCEPT {wanted}))"
+        ).fetchone()
+        if differences[0]:
+            problems.append(f"the index by {name} does not match the notes")
+    return problems
+
+
 def _full_text(database: Database) -> list[str]:
-    """FTS5 compares its index with the notes by a command that is written like an insertion."""
+    """FTS5 compares its index with all notes, by a command that is written like an insertion.
+
+    Fresh notes are entered for that, and taken out again.
+    """
     with closing(database.another()) as sql:
+        sql.execute("BEGIN IMMEDIATE")
         try:
+            settle_all(sql)
             sql.execute("INSERT INTO notes_text (notes_text, rank) VALUES ('integrity-check', 1)")
         except sqlite3.DatabaseError as problem:
             if (problem.sqlite_errorcode or 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
                 raise
             return ["the full-text index does not match the notes"]
+        finally:
+            if sql.in_transaction:
+                sql.execute("ROLLBACK")
     return []
 
 

@@ -23,6 +23,7 @@ from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 
 if TYPE_CHECKING:
+    from llmos.memory.fresh import Digests
     from llmos.memory.notes import Matrix
     from llmos.memory.reader import Reader
 
@@ -106,6 +107,7 @@ def enter(
     vectors: Sequence[bytes],
     now: float,
     *,
+    digests: Digests,
     owner: str | None = None,
     near: Mapping[int, Near] | None = None,
 ) -> list[Entered]:
@@ -115,7 +117,7 @@ def enter(
     Notes without a fact or a parent wait to be inserted together, until one comes that may look
     for them. Raises: SyscallError("invalid") when a parent is no note of the namespace.
     """
-    known = rows.find_duplicates(sql, [row.digest for row in prepared])
+    known = digests.find(sql, [row.digest for row in prepared])
     waiting: list[New] = []
     entered: list[Entered] = []
     next_id = rows.next_id(sql)
@@ -134,7 +136,7 @@ def enter(
         twin = None
         if close is not None:
             twin = close.note if close.place is None else entered[close.place].note
-        one = _enter_one(sql, namespace, new, now, owner=owner, near=twin)
+        one = _enter_one(sql, namespace, new, now, digests=digests, owner=owner, near=twin)
         if one.is_new:
             next_id += 1
         entered.append(one)
@@ -148,12 +150,13 @@ def _enter_one(
     new: New,
     now: float,
     *,
+    digests: Digests,
     owner: str | None,
     near: int | None,
 ) -> Entered:
     note = new.row.note
     since = now if note.valid_from is None else note.valid_from
-    known = rows.find_duplicates(sql, [new.row.digest]).get(new.row.digest)
+    known = digests.find(sql, [new.row.digest]).get(new.row.digest)
     if known is None and note.fact is not None:
         known = find_told(sql, namespace, note.fact, since, now)
     if known is None and near is not None:

@@ -24,6 +24,7 @@ from llmos.syscalls.errors import SyscallError
 TABLES = """
 CREATE TABLE notes (id INTEGER PRIMARY KEY, namespace TEXT NOT NULL, metadata TEXT NOT NULL);
 CREATE TABLE facts (note INTEGER, key TEXT, value TEXT, PRIMARY KEY (note, key)) WITHOUT ROWID;
+CREATE VIEW facts_found AS SELECT * FROM facts;
 """
 
 

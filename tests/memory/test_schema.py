@@ -125,7 +125,8 @@ def test_a_migration_that_fails_leaves_the_older_store(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "_FROM_1", schema._FROM_1 + "INSERT INTO nowhere VALUES (1);")
+        broken = schema._FROM_2 + "INSERT INTO nowhere VALUES (1);"
+        patch.setattr(schema, "_STEPS", {**schema._STEPS, 2: broken})
         with closing(sqlite3.connect(folder / "notes.db", isolation_level=None)) as connection:
             with pytest.raises(sqlite3.Error):
                 schema.migrate(connection)

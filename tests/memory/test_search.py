@@ -18,6 +18,7 @@ from llmos.memory.query import Query
 from llmos.memory.reader import Reader
 from llmos.memory.search import search
 from llmos.memory.store import Store
+from llmos.memory.words import FreshWords
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Fact, Hit
@@ -323,6 +324,7 @@ def test_what_is_deleted_during_a_search_makes_room_for_another(
         disturbed = Disturbed(
             plain.sql,
             nearest=lambda _, *asked: plain.nearest(*asked),
+            fresh=FreshWords(),
             dimensions=DIMENSIONS,
             now=plain.now,
         )

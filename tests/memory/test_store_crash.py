@@ -183,9 +183,7 @@ def check(writer: Writer, folder: Path) -> None:
                 Query(text=stored[note], vector=vector, k=k, mode=mode, namespaces=["a"])
             )
             assert note in {hit.id for hit in found.hits}
-    store._database.connection.execute(
-        "INSERT INTO notes_text (notes_text, rank) VALUES ('integrity-check', 1)"
-    )
+    assert store.check().problems == ()
     store.close()
 
 

@@ -63,9 +63,7 @@ def assert_whole(store: Store, batches: int) -> None:
     assert store.stat().items == len(store._nearest.index) == 10 * batches
     hits = store.retrieve(Query(text="kernel", k=1000, mode="lexical", namespaces=["a"])).hits
     assert len(hits) == 10 * batches
-    sql = store._database.connection
-    assert sql.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    sql.execute("INSERT INTO notes_text (notes_text, rank) VALUES ('integrity-check', 1)")
+    assert store.check().problems == ()
 
 
 def test_a_full_disk_refuses_and_loses_nothing(small_disk: Path) -> None:
