@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from llmos.syscalls import calls
 from llmos.syscalls import learning_results as r
@@ -37,16 +37,54 @@ class LearningCalls:
         return await self._trap.call(calls.Evaluate(data=rows, model=model, adapter=adapter))
 
     async def model_list(self) -> tuple[r.ModelVersion, ...]:
-        """Models and adapters that the kernel knows."""
+        """The configured models and the versions."""
         return (await self._trap.call(calls.ModelList())).models
 
-    async def model_promote(self, name: str) -> r.ModelVersion:
-        """Make an adapter the default of its base."""
-        return await self._trap.call(calls.ModelPromote(name=name))
+    async def model_lineage(self, name: str) -> r.ModelVersions:
+        """A version and what it was made from, with what was decided about it."""
+        return await self._trap.call(calls.ModelList(name=name))
 
-    async def model_rollback(self, base: str | None = None) -> tuple[r.ModelVersion, ...]:
-        """Undo the last promotion."""
-        return (await self._trap.call(calls.ModelRollback(base=base))).models
+    async def model_promote(
+        self,
+        name: str,
+        *,
+        slot: str | None = None,
+        checks: Sequence[calls.GateCheck] = (),
+        force: bool = False,
+        reason: str = "",
+    ) -> r.ModelVersion:
+        """Have a version serve its slot (an adapter: its base), if the gate lets it.
+
+        Raises also: SyscallError("refused") with the figures of the checks that do not hold.
+        """
+        return await self._trap.call(
+            calls.ModelPromote(
+                name=name, slot=slot, checks=tuple(checks), force=force, reason=reason
+            )
+        )
+
+    async def model_rollback(
+        self, base: str | None = None, *, reason: str = ""
+    ) -> tuple[r.ModelVersion, ...]:
+        """Undo the last promotion of a base or another slot."""
+        call = calls.ModelRollback(base=base, reason=reason)
+        return (await self._trap.call(call)).models
+
+    async def model_delete(self, name: str) -> r.Deleted:
+        """Delete a version that nobody needs. Raises also: SyscallError("busy") saying who does."""
+        return await self._trap.call(calls.ModelDelete(name=name))
+
+    async def model_export(
+        self,
+        name: str,
+        format: Literal["safetensors", "gguf"] = "safetensors",
+        *,
+        quantize: str | None = None,
+        path: str | None = None,
+    ) -> r.Exported:
+        """Write a version merged with its base: a folder of safetensors, or a GGUF file."""
+        call = {"name": name, "format": format, "quantize": quantize, "path": path}
+        return await self._trap.call(calls.ModelExport.model_validate(call))
 
     async def classify(
         self,

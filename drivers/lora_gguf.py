@@ -35,8 +35,8 @@ def gguf_adapter(folder: Path, base: Path) -> Path:
     Raises: DeviceError when the adapter cannot be read or written beside, or the base is not of the
     llama architecture.
     """
-    header = _base_header(base)
-    heads, kv_heads = (int(header.metadata[f"{_ARCHITECTURE}.{key}"]) for key in _HEAD_KEYS)
+    header = base_header(base)
+    heads, kv_heads = head_counts(header)
     try:
         key = kv_blob.fingerprint(folder / WEIGHTS, f"{_FORM} {heads} {kv_heads}").hex()
     except OSError as problem:
@@ -53,7 +53,14 @@ def gguf_adapter(folder: Path, base: Path) -> Path:
 _HEAD_KEYS = ("attention.head_count", "attention.head_count_kv")
 
 
-def _base_header(base: Path) -> GgufHeader:
+def head_counts(header: GgufHeader) -> tuple[int, int]:
+    """The query heads and the key heads of a llama model."""
+    heads, kv_heads = (int(header.metadata[f"{_ARCHITECTURE}.{key}"]) for key in _HEAD_KEYS)
+    return heads, kv_heads
+
+
+def base_header(base: Path) -> GgufHeader:
+    """The header of a llama model's GGUF file. Raises: DeviceError."""
     try:
         header = read_gguf_header(base)
     except DamagedFile as problem:
@@ -81,16 +88,16 @@ def _tensors(
         if name is None:
             raise DeviceError(f"{layer} is no layer of a llama model with {blocks} blocks")
         if layer.endswith("q_proj"):
-            b = _interleaved(b, heads)
+            b = interleaved(b, heads)
         elif layer.endswith("k_proj"):
-            b = _interleaved(b, kv_heads)
+            b = interleaved(b, kv_heads)
         tensors[f"{name}.weight.lora_a"] = a
         tensors[f"{name}.weight.lora_b"] = b
     return tensors
 
 
-def _interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows `(heads * dim, rank)` with each head's two halves taken in turn."""
+def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows `(heads * dim, columns)` with each head's two halves taken in turn."""
     outputs, rank = rows.shape
     halves = rows.reshape(heads, 2, outputs // heads // 2, rank)
     return halves.transpose(1, 2).reshape(outputs, rank)

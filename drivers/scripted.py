@@ -65,8 +65,9 @@ class Scripted:
     """The scripted model. Satisfies `LanguageModel`, whose docstrings hold here.
 
     `script` gives replies by the last user text; a text that it does not know, and every text when
-    it is empty, gets the pseudo text. An adapter begins its replies with its name. `on_step` runs
-    at the start of each step, on the engine thread: a test may wait in it, or raise.
+    it is empty, gets the pseudo text. An adapter begins its replies with its name,
+    as far as an `@`. `on_step` runs at the start of each step, on the engine thread: a test may
+    wait in it, or raise.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class Scripted:
         said, answered = _split(held)
         reply = self._reply(said)
         if adapter is not None:
-            reply = f"{adapter}: {reply}"
+            reply = f"{adapter.partition('@')[0]}: {reply}"
         data = reply.encode().decode("latin-1")
         if data in answered:
             return ord(_END)

@@ -55,6 +55,10 @@ class Device(Protocol):
         """End every generation and close the device."""
         ...
 
+    def has_adapter(self, name: str) -> bool:
+        """Whether an adapter is attached."""
+        ...
+
     async def attach(self, name: str, path: Path) -> None:
         """Attach an adapter, unless it is. Raises: DeviceError or SyscallError."""
         ...

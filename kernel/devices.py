@@ -9,7 +9,9 @@ finds it loaded on its device. Event-loop thread only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,11 +25,12 @@ from llmos.kernel.outbound import Outbound
 from llmos.kernel.policies import make_policy
 from llmos.kernel.router import Ask, Router, Site, Used
 from llmos.kernel.settings import ANY, ModelSetting, Settings
+from llmos.kernel.swaps import Swaps
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
 from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import DeviceInfo, LedgerEntry
+from llmos.syscalls.results import DeviceInfo, LedgerEntry, ModelVersion
 
 # A device that could not be opened is not tried again for this long while another can serve.
 DOWN_S = 10.0
@@ -50,6 +53,14 @@ class Devices:
         self._opening_s: dict[str, float] = {}
         self._failed: dict[str, tuple[float, SyscallError]] = {}  # when it could not be opened
         self._opening: dict[str, asyncio.Lock] = {}
+        self._swaps = Swaps(
+            settings,
+            self._engines,
+            registry=registry,
+            clock=clock,
+            open=self._open_beside,
+            attach=self._take,
+        )
         self._is_stopped = False
         self._held_pids: set[int] = set()
 
@@ -163,6 +174,7 @@ class Devices:
         setting = self._settings.models[name]
         engine = self._engines.get(setting.name)
         if engine is not None and engine.state == "ready":
+            self._swaps.follow(setting, self._swaps.wanted(setting))
             return engine
         lock = self._opening.setdefault(setting.name, asyncio.Lock())
         asked_s = self._clock.now()
@@ -180,32 +192,85 @@ class Devices:
                 engine = await self._open(setting)
         return engine
 
-    async def adapter(self, adapter: str | None, engine: Device) -> str | None:
-        """The adapter that a generation runs with, attached to its engine.
+    @contextmanager
+    def serving(
+        self, adapter: str | None, engine: Device, pid: int
+    ) -> Generator[ModelVersion | None]:
+        """What a generation of a process runs with on an engine, for a block that it lasts.
 
-        `adapter` None means the promoted one of the model's base, if there is one.
-        Raises: SyscallError("unknown_model") or SyscallError("device").
+        Gives the adapter; None where the weights of the engine are all that is asked for. Without
+        `adapter` it is the promoted one, if there is one. Neither the engine closes meanwhile nor
+        can the versions be deleted.
+        Raises: SyscallError("unknown_model"), or "invalid" for what is no adapter of the engine's
+        weights, or "not_available" where the driver takes none.
         """
-        setting = self.setting(engine.name)
-        is_asked_for = adapter is not None
-        name = adapter or self._registry().promoted(setting.base)
-        if name is None:
-            return None
-        version = self._registry().get(name)
-        if version.base != setting.base or version.path is None:
+        weights = self._swaps.weights(engine)
+        version = self._adapter(adapter, engine, weights or self.setting(engine.name).base)
+        names = [name for name in (weights, version and version.name) if name is not None]
+        with self._swaps.on(engine):
+            if not names:
+                yield None
+                return
+            with self._registry().used(names, pid):
+                yield version
+
+    async def attach(self, version: ModelVersion, engine: Device) -> str:
+        """Attach an adapter to an engine, unless it is; returns the key of its weights there.
+
+        The key differs where the files do, so that neither a device nor cached KV takes a version
+        for an earlier one of the same name. Raises: SyscallError("device"), ("storage") for damaged
+        files.
+        """
+        key = f"{version.name}@{version.digest[:12]}" if version.digest else version.name
+        if not engine.has_adapter(key):
+            try:
+                path = await asyncio.to_thread(self._registry().load, version.name)
+                await engine.attach(key, path)
+            except DeviceError as problem:
+                raise SyscallError(
+                    "device",
+                    f"adapter {version.name} could not be attached to {engine.name}: {problem}",
+                    device=engine.name,
+                ) from problem
+        return key
+
+    def _adapter(self, adapter: str | None, engine: Device, base: str) -> ModelVersion | None:
+        if adapter is None:
+            version = self._registry().serving(base)
+            if version is None or version.kind != "adapter":
+                return None
+        else:
+            version = self._registry().get(adapter)
+            if version.name == base:
+                return None  # the engine has its weights
+        if version.kind != "adapter":
             raise SyscallError(
                 "invalid",
-                f"adapter: {name} was trained on {version.base}, not on {setting.base}",
+                f"adapter: {version.name} is a version of kind {version.kind} and no adapter",
+                field="adapter",
+            )
+        if version.base != base:
+            raise SyscallError(
+                "invalid",
+                f"adapter: {version.name} was trained on {version.base}, not on {base}",
                 field="adapter",
             )
         if not engine.model.abilities.can_attach:
-            if not is_asked_for:
+            if adapter is None:
                 return None
             raise SyscallError(
                 "not_available", f"driver {engine.model.driver} cannot attach adapters"
             )
-        await self._attach(engine, name, Path(version.path))
-        return name
+        return version
+
+    def changing(
+        self, slot: str, version: ModelVersion | None
+    ) -> AbstractAsyncContextManager[None]:
+        """Have the open devices of a base ready for what will serve it once the block is done.
+
+        Raises: as `Swaps.changing`.
+        """
+        return self._swaps.changing(slot, version)
 
     def hold(self, pid: int, *, is_held: bool) -> None:
         """Stop or continue a process's generations everywhere."""
@@ -263,20 +328,38 @@ class Devices:
     async def stop(self) -> None:
         """Close every device; none opens after that."""
         self._is_stopped = True
+        await self._swaps.stop()
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
         await self.encoders.stop()
 
     async def _open(self, setting: ModelSetting) -> Device:
         broken = self._engines.get(setting.name)
         if isinstance(broken, Outbound):
-            engine: Device = broken  # it finds its server again, and disturbs nothing under way
-        else:
-            engine = self._make(setting)
-            self._engines[setting.name] = engine
-            for pid in self._held_pids:
-                engine.hold(pid, is_held=True)
-            if broken is not None:
-                await broken.stop()
+            # it finds its server again, and disturbs nothing under way
+            return await self._start(setting, broken)
+        version = self._swaps.wanted(setting)
+        try:
+            files = await self._swaps.files(setting, version)
+        except SyscallError as problem:
+            self._failed[setting.name] = (self._clock.now(), problem)
+            raise
+        engine = self._engines[setting.name] = self._make(setting, files)
+        self._swaps.made(engine, version)
+        if broken is not None:
+            await broken.stop()
+        return await self._start(setting, engine)
+
+    async def _open_beside(self, setting: ModelSetting, files: Path | None) -> Device:
+        """A device of a model beside the one that serves, which it may replace."""
+        engine = self._make(setting, files)
+        try:
+            return await self._start(setting, engine)
+        finally:
+            self._failed.pop(setting.name, None)  # the one that serves goes on
+
+    async def _start(self, setting: ModelSetting, engine: Device) -> Device:
+        for pid in self._held_pids:
+            engine.hold(pid, is_held=True)
         started = self._clock.now()
         try:
             await engine.start()
@@ -299,7 +382,8 @@ class Devices:
         )
         return engine
 
-    def _make(self, setting: ModelSetting) -> Device:
+    def _make(self, setting: ModelSetting, files: Path | None = None) -> Device:
+        """A device with a model's own weights, or with those in `files`."""
         remote = setting.remote
         if remote is not None:
             return Outbound(
@@ -311,15 +395,20 @@ class Devices:
                 budget=Budget(setting.name, remote.prices or Prices()),
                 max_queued=self._settings.max_queued,
             )
-        assert setting.open is not None
+        open_driver = setting.open
+        if files is not None:
+            assert setting.open_at is not None
+            open_driver = partial(setting.open_at, files)
+        assert open_driver is not None
         return Engine(
             setting.name,
-            setting.open,
+            open_driver,
             policy=make_policy(self._settings.policy, self._settings.scheduling),
             clock=self._clock,
             tracer=self._tracer,
             max_queued=self._settings.max_queued,
             limits=self._settings.limits,
+            adapters=self._settings.adapters,
             tiers=self._tiers(setting, is_own=files is None),
             open_draft=setting.open_draft,
         )
@@ -332,17 +421,12 @@ class Devices:
         kv = self._settings.kv
         return Tiers(
             host_bytes=share_of_memory() if kv.host_bytes is None else kv.host_bytes,
-            disk_bytes=kv.disk_bytes,
+            disk_bytes=kv.disk_bytes if is_own else 0,
             root=self._settings.home / "kv" / quote(setting.name, safe=""),
             now=self._clock.now,
         )
 
-    async def _attach(self, engine: Device, name: str, path: Path) -> None:
-        try:
-            await engine.attach(name, path)
-        except DeviceError as problem:
-            raise SyscallError(
-                "device",
-                f"adapter {name} could not be attached to {engine.name}: {problem}",
-                device=engine.name,
-            ) from problem
+    async def _take(self, engine: Device, version: ModelVersion) -> None:
+        """Have a device hold an adapter before it serves. Raises: SyscallError("device")."""
+        if engine.model.abilities.can_attach:
+            await self.attach(version, engine)

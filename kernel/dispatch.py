@@ -71,11 +71,15 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
         case c.Evaluate():
             return await kernel.learning.evaluate(process, call)
         case c.ModelList():
-            return kernel.learning.models()
+            return kernel.release.models(call)
         case c.ModelPromote():
-            return kernel.learning.promote(call)
+            return await kernel.release.promote(process, call)
         case c.ModelRollback():
-            return kernel.learning.rollback(call)
+            return await kernel.release.rollback(call)
+        case c.ModelDelete():
+            return await kernel.release.delete(call)
+        case c.ModelExport():
+            return await kernel.release.export(process, call)
         case c.TraceConsent():
             return await kernel.traces.consent(process, call)
         case c.Outcome():

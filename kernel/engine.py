@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmos.drivers.contract import Allocation, DeviceError, LanguageModel, ModelInfo
+from llmos.kernel.adapter_slots import AdapterLimits
 from llmos.kernel.clock import Clock
 from llmos.kernel.generation import Generation
 from llmos.kernel.overload import queue_full
@@ -46,6 +47,7 @@ class Engine:
         max_queued: int = 10_000,
         limits: Limits | None = None,
         tiers: Tiers | None = None,
+        adapters: AdapterLimits | None = None,
         open_draft: Callable[[], LanguageModel] | None = None,
     ) -> None:
         self.name = name
@@ -58,6 +60,7 @@ class Engine:
             clock=clock,
             limits=limits,
             tiers=tiers,
+            adapters=adapters,
             open_draft=open_draft,
         )
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -149,6 +149,13 @@ class FileSystem:
         """
         return self._resolve(process, path, is_writing=False)
 
+    def writable(self, process: Process, path: str) -> Path:
+        """Where a path leads, a file's or a folder's, that the process may write.
+
+        Raises: SyscallError("denied").
+        """
+        return self._resolve(process, path, is_writing=True)
+
     def home(self, process: Process) -> Path:
         """The process's home; the folder appears when something is written there."""
         if process.home is None:

@@ -78,7 +78,13 @@ class Gate:
                     self._require_namespace(process, "read", namespace)
             case c.ToolCall():
                 self._require(process, "tools", call.name)
-            case c.Finetune() | c.ModelPromote() | c.ModelRollback():
+            case (
+                c.Finetune()
+                | c.ModelPromote()
+                | c.ModelRollback()
+                | c.ModelDelete()
+                | c.ModelExport()
+            ):
                 if not process.capabilities.learn:
                     raise _denied(process, "learn", "learn=True")
             case c.TraceConsent():

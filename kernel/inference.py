@@ -38,6 +38,7 @@ from llmos.syscalls.results import (
     Embedded,
     FinishReason,
     Generated,
+    ModelVersion,
     Tokens,
     ToolSpec,
     Usage,
@@ -218,8 +219,11 @@ class Inference:
     ) -> AsyncGenerator[Delta | Generated]:
         context = None if call.context is None else self._contexts.get(process, call.context)
         # A turn that got no answer is taken back, so that asking again does not double it.
-        with self._contexts.kept_on_failure(process, context) if context else nullcontext():
-            ticket = await self._submit(process, call, engine, context, origin, pieces)
+        with (
+            self._contexts.kept_on_failure(process, context) if context else nullcontext(),
+            self._devices.serving(call.adapter, engine, process.pid) as adapter,
+        ):
+            ticket = await self._submit(process, call, engine, adapter, context, origin, pieces)
             generation = ticket.generation
             prompt_tokens = len(generation.order.prompt)
             self._devices.began(engine, generation, ask._replace(prompt_tokens=prompt_tokens))
@@ -253,13 +257,14 @@ class Inference:
         process: Process,
         call: calls.Generate,
         engine: Device,
+        adapter: ModelVersion | None,
         context: Context | None,
         origin: Origin,
         pieces: asyncio.Queue[str] | None,
     ) -> _Ticket:
         text_stream = _text_stream(call.stop)
         specs = [*self._toolbox.specs(process, call.tools), *call.tool_specs]
-        adapter = await self._devices.adapter(call.adapter, engine)
+        key = None if adapter is None else await self._devices.attach(adapter, engine)
         if call.prompt is not None:
             _require_prompt_alone(call)
             text = call.prompt
@@ -309,7 +314,7 @@ class Inference:
                 max_tokens=granted,
                 limit=limit,
                 constraint=call.constraint,
-                adapter=adapter,
+                adapter=key,
                 stop=call.stop,
                 stop_tokens=frozenset(call.stop_tokens),
                 domain=domain_of(process, self._sharing),
@@ -333,7 +338,8 @@ class Inference:
             done=asyncio.get_running_loop().create_future(),
             text=text_stream,
         )
-        ticket = _Ticket(generation, engine, process, adapter, granted, kv_bytes, origin)
+        name = None if adapter is None else adapter.name
+        ticket = _Ticket(generation, engine, process, name, granted, kv_bytes, origin)
         self._under_way.setdefault(process.pid, set()).add(ticket)
         generation.done.add_done_callback(lambda done: self._settle(ticket, done.result()))
         try:

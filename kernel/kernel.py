@@ -35,11 +35,13 @@ from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.kernel.programs import Programs
 from llmos.kernel.reembedding import PROGRAM as REEMBED
 from llmos.kernel.reembedding import Change, Reembedding
+from llmos.kernel.release import Release
+from llmos.kernel.release_gate import Measure, Measured
 from llmos.kernel.settings import Settings
 from llmos.kernel.streams import Console, Pipe
+from llmos.kernel.task_models import TaskModels
 from llmos.kernel.threads import settle
 from llmos.kernel.toolbox import ToolBox
-from llmos.kernel.task_models import TaskModels
 from llmos.kernel.trace import Tracer
 from llmos.kernel.trace_data import Traces
 from llmos.kernel.trap import TaskTrap
@@ -89,12 +91,12 @@ class Kernel:
         self.devices = Devices(
             settings, registry=self.registry, clock=self.clock, tracer=self.tracer
         )
-        self.library = Library(
-            self.devices.encoders,
-            self._open_store,
         self.task_models = TaskModels(
             settings.tasks, registry=self.registry, clock=self.clock, tracer=self.tracer
         )
+        self.library = Library(
+            self.devices.encoders,
+            self._open_store,
             reembedding=Reembedding(self.devices.encoders, settings.embedding, start=self._reembed),
             rerank=None if settings.reranker is None else self.devices.encoders.rerank,
         )
@@ -143,6 +145,13 @@ class Kernel:
             spawn=lambda parent, job: self._start(
                 parent, "finetune", job.run, shown=(job.name,), nice=JOB_NICE, prepare=job.prepare
             ),
+        )
+        self.release = Release(
+            settings,
+            devices=self.devices,
+            registry=self.registry,
+            files=self.files,
+            measure=self._measure,
         )
         self._bind = bind
         self._registry: Registry | None = None
@@ -398,6 +407,18 @@ class Kernel:
             self._registry = Registry(self.settings.home / "models")
         return self._registry
 
+    def _measure(self, base: str) -> Measure:
+        """How a gate measures versions of a base: as `Evaluate` does, with the rights of init."""
+
+        async def measure(version: str | None, data: str) -> Measured:
+            call = calls.Evaluate(data=data, model=version or base)
+            found = await self._dispatch(self.init, call)
+            losses = {"loss": found.loss, "perplexity": found.perplexity}
+            told = {name: value for name, value in losses.items() if value is not None}
+            return Measured({**told, **found.metrics}, found.intervals)
+
+        return measure
+
     def _consolidate(self, setting: ConsolidationSetting) -> None:
         """Start the process that uses idle time."""
         consolidation = Consolidation(
@@ -485,5 +506,5 @@ class Kernel:
             LedgerEntry(owner="kernel", what="trace", bytes=self.tracer.bytes()),
             LedgerEntry(owner="memory", what="index", bytes=self.library.index_bytes()),
             *self.devices.ledger(),
-        ]
             *self.task_models.ledger(),
+        ]

@@ -1,4 +1,4 @@
-"""Learning as syscalls: training jobs as processes, evaluation, and what is promoted.
+"""Learning as syscalls: training jobs as processes, and evaluation.
 
 The work is done in an OS process of its own (`learn.py`); the process that stands for a job is
 seen in `ps`, writes progress as JSON lines to its standard output, and passes signals on.
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmos.kernel.devices import Devices
 from llmos.kernel.files import FileSystem
 from llmos.kernel.process import Process
-from llmos.kernel.settings import EmbeddingSetting, Settings
+from llmos.kernel.settings import Settings
 from llmos.memory.registry import Registry
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import Evaluated, ModelVersion, ModelVersions, Spawned, Trained
+from llmos.syscalls.results import Evaluated, Spawned, Trained
 from llmos.syscalls.trap import Trap
 from llmos.syscalls.values import JsonObject
 
@@ -102,37 +102,6 @@ class Learning:
         async with self._evaluating:
             return await self._opened().evaluate(call)
 
-    def models(self) -> ModelVersions:
-        """Configured models, then adapters."""
-        found = [
-            ModelVersion(
-                name=setting.name,
-                kind="model",
-                base=setting.base,
-                card={"driver": setting.driver, "source": setting.base},
-            )
-            for setting in self._settings.models.values()
-        ]
-        embedding = self._settings.embedding
-        if embedding is not None:
-            found.append(
-                ModelVersion(
-                    name=embedding.name,
-                    kind="embedding",
-                    card=_embedding_card(embedding),
-                )
-            )
-        return ModelVersions(models=(*found, *self._registry().list()))
-
-    def promote(self, call: calls.ModelPromote) -> ModelVersion:
-        """Make an adapter the default of its base from the next call on."""
-        return self._registry().promote(call.name)
-
-    def rollback(self, call: calls.ModelRollback) -> ModelVersions:
-        """Undo the last promotion."""
-        base = call.base or self._devices.setting(None).base
-        return ModelVersions(models=tuple(self._registry().rollback(base)))
-
     def _with_data(self, process: Process, call: C) -> C:
         """The call with its data file where the process may read it. Raises: as `readable`."""
         if not isinstance(call.data, str):
@@ -162,11 +131,3 @@ class Learning:
                 "not_available", f"driver {setting.driver} has no weights to train", field="base"
             )
         return setting.base, setting.weights()
-
-
-def _embedding_card(embedding: EmbeddingSetting) -> JsonObject:
-    """What is known of the embedding model; why nothing is, while it is not on this machine."""
-    try:
-        return {"dimensions": embedding.width()}
-    except SyscallError as problem:
-        return {"problem": str(problem)}

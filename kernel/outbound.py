@@ -118,6 +118,10 @@ class Outbound:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._chat.close()
 
+    def has_adapter(self, name: str) -> bool:
+        """A remote device has none."""
+        return False
+
     async def attach(self, name: str, path: Path) -> None:
         raise SyscallError("not_available", f"{self.name} is remote and takes no adapters")
 

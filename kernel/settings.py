@@ -9,6 +9,7 @@ from pathlib import Path
 from llmos.drivers.chat_model import ChatModel
 from llmos.drivers.contract import CrossEncoder, EmbeddingModel, LanguageModel
 from llmos.drivers.labeller import Labeller
+from llmos.kernel.adapter_slots import AdapterLimits
 from llmos.kernel.budget import Prices
 from llmos.kernel.consolidation import ConsolidationSetting
 from llmos.kernel.kv_domain import Sharing
@@ -16,6 +17,7 @@ from llmos.kernel.planner import Limits
 from llmos.kernel.policy import PolicySettings
 from llmos.memory.vector_model import VectorModel
 from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.learning import GateCheck
 from llmos.syscalls.rights import Quota
 
 ANY = "any"  # the class of all configured models
@@ -47,6 +49,7 @@ class ModelSetting:
     weights: Callable[[], Path] | None = None
     processor: str = "cpu"  # devices on one processor slow each other
     remote: RemoteSetting | None = None
+    open_at: Callable[[Path], LanguageModel] | None = None  # with other weights of its form
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,6 @@ class RerankerSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class KVSettings:
-@dataclass(frozen=True, slots=True)
 class TaskSetting:
     """How task models are opened, and how much memory all that are loaded may take together.
 
@@ -105,6 +106,8 @@ class TaskSetting:
     memory_bytes: int = 512 * 2**20
 
 
+@dataclass(frozen=True, slots=True)
+class KVSettings:
     """Where computed KV goes that a device has no room for, and who may reuse it.
 
     `host_bytes` is for each device; None: a tenth of the machine's memory. `disk_bytes` 0: nothing
@@ -125,9 +128,14 @@ class Settings:
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     embedding: EmbeddingSetting | None = None
     reranker: RerankerSetting | None = None
+    tasks: TaskSetting | None = None
+    adapters: AdapterLimits | None = None  # of each device; None: the default ones
     consolidation: ConsolidationSetting | None = None
     kv: KVSettings = KVSettings()
-    tasks: TaskSetting | None = None
+    # checks before a promotion, by the slot; those of "*" are for every slot
+    gates: dict[str, tuple[GateCheck, ...]] = field(
+        default_factory=dict[str, tuple[GateCheck, ...]]
+    )
     policy: str = "priority"
     scheduling: PolicySettings = field(default_factory=PolicySettings)
     limits: Limits = field(default_factory=Limits)

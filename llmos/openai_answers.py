@@ -342,6 +342,7 @@ _STATUS: Mapping[ErrorCode, Status] = {
     "device": Status(503, "server_error", "device", 5, can_retry=True),
     "storage": Status(500, "server_error", "storage"),
     "failed": Status(500, "server_error"),
+    "refused": Status(409, "invalid_request_error", "refused"),
 }
 
 

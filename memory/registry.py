@@ -1,181 +1,418 @@
-"""The model registry: adapters trained here, whose parent is what, and which one serves a base.
+"""The model registry: the versions of models, what each was made from, and which one serves.
 
-Owns one SQLite table of versions and one of promotions; the adapters' files lie where `path` says.
-Nothing of a promotion is forgotten: a rollback marks it as undone. Refuses to know how an adapter
-was trained or judged. Safe for several threads and processes; every change is one transaction, and
-the database's write-ahead log keeps it across a crash.
+Owns one folder: `registry.sqlite`, the contents of all files in `blobs/` (each once, however many
+versions have it), and for each version a folder in `versions/` of links to them, as whoever loads
+it wants to see it. A version serves a slot: adapters and full weights that of their base, task
+models one of their own. Nothing of a promotion is forgotten: a rollback marks it as undone, and
+every decision is kept with its figures. Refuses to know how a version was trained or judged.
+
+Safe for several threads and processes. Every change of the database is one transaction; files are
+whole and durable before it, and those that nobody needs go after it, or at the next opening.
+Does not protect against somebody who can write to the folder; `load` finds damage, not malice.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
+import hashlib
+import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
+from llmos.memory import registry_rows as rows
+from llmos.memory.blobs import Blob, Blobs, DamagedBlob, files_of, flush_folder, link
+from llmos.memory.registry_schema import prepare
+from llmos.memory.version_uses import VersionUses
 from llmos.syscalls.errors import SyscallError
-from llmos.syscalls.results import ModelVersion
+from llmos.syscalls.learning_results import Decision, ModelVersion
 
 Versions = list[ModelVersion]  # `list` means the method inside the class
 
 # Another process may hold the database for one short transaction, never longer.
 _BUSY_TIMEOUT_S = 5.0
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS versions (
-    name TEXT PRIMARY KEY,
-    kind TEXT NOT NULL,
-    base TEXT,
-    path TEXT,
-    parent TEXT,
-    metrics TEXT NOT NULL,
-    card TEXT NOT NULL,
-    created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS promotions (
-    id INTEGER PRIMARY KEY,
-    base TEXT NOT NULL,
-    name TEXT NOT NULL REFERENCES versions (name) ON DELETE CASCADE,
-    at REAL NOT NULL,
-    undone_at REAL
-) STRICT;
-CREATE INDEX IF NOT EXISTS promotions_in_force ON promotions (base, id) WHERE undone_at IS NULL;
-"""
+SERVING_A_BASE = frozenset({"adapter", "full"})
 
 
 class Registry:
-    """The versions in one folder's `registry.sqlite`."""
+    """The versions in one folder. Methods block: those that say so on files, all on the disk."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make the registry. Raises: SyscallError("storage")."""
+        """Open or make the registry; one of an older llmos is brought up to date, with its files.
+
+        Raises: SyscallError("storage").
+        """
+        self._folder = folder
         self._path = folder / "registry.sqlite"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._blobs = Blobs(folder / "blobs")
+        self._serving: dict[str, ModelVersion | None] = {}
+        self._serving_as_of: int | None = None
+        self.uses = VersionUses(folder / "uses")
         with self._errors():
             folder.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(
                 self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-            # A promotion that was acknowledged survives a power cut, not only a crash.
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.execute("PRAGMA foreign_keys = ON")
-            self._database.executescript(_SCHEMA)
+            try:
+                # A promotion that was acknowledged survives a power cut, not only a crash.
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.execute("PRAGMA foreign_keys = ON")
+                with self._files_lock(is_waiting=self._is_older()) as is_held:
+                    if is_held:
+                        with self._transaction() as database:
+                            prepare(database, self._bring_in)
+                        self._sweep()
+            except BaseException:
+                self._database.close()
+                raise
 
     def close(self) -> None:
         """Close the database; the registry cannot be used after."""
         with self._lock:
             self._database.close()
+            self.uses.close()
+
+    # --- versions ---------------------------------------------------------------------------------
 
     def add(self, version: ModelVersion) -> ModelVersion:
-        """Record a version and return it as stored; `created_at` 0 becomes now.
+        """Record a version with copies of its files, and return it as stored.
 
-        An adapter needs a base. `is_promoted` is ignored: only `promote` promotes.
-        Raises: SyscallError("invalid") when the name is taken or the base missing; ("storage").
+        `path` is a file or a folder, which stays as it is; the stored version has its own. A
+        `created_at` of 0 becomes now. `is_promoted`, `size_bytes` and `digest` are ignored: only
+        `promote` promotes, and the rest is measured. Waits for the disk: seconds for a large model.
+        Raises: SyscallError("invalid") when the name is taken or cannot be one, the base is
+        missing, or there is nothing at `path`; ("storage"), and nothing is recorded then.
         """
-        if version.kind == "adapter" and version.base is None:
-            raise SyscallError("invalid", f"the adapter {version.name} names no base", field="base")
-        row = (
-            version.name,
-            version.kind,
-            version.base,
-            version.path,
-            version.parent,
-            json.dumps(version.metrics),
-            json.dumps(version.card),
-            version.created_at or time.time(),
-        )
-        with self._transaction() as database:
-            added = database.execute(
-                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row
-            ).rowcount
-            if not added:
-                raise SyscallError(
-                    "invalid",
-                    f"there is a version named {version.name} already; choose another name or "
-                    "remove it first",
-                    field="name",
-                )
-            return self._get(version.name)
+        _check(version)
+        with self._files_lock(), self._errors():
+            self._refuse_taken(version.name)
+            stored, files = version, dict[str, Blob]()
+            if version.path is not None:
+                stored, files = self._take_in(version)
+            stored = stored.model_copy(
+                update={
+                    "created_at": version.created_at or time.time(),
+                    "slot": version.slot or _slot(version),
+                    "is_promoted": False,
+                }
+            )
+            try:
+                with self._transaction() as database:
+                    self._refuse_taken(version.name)
+                    rows.insert(database, stored, files)
+            except BaseException:
+                if version.path is not None:
+                    self._discard(version.name, files.values())
+                raise
+        return self.get(version.name)
 
     def list(self) -> Versions:
         """All versions, oldest first."""
         with self._lock, self._errors():
-            return self._select("TRUE")
+            return rows.select(self._database)
 
     def get(self, name: str) -> ModelVersion:
         """One version. Raises: SyscallError("unknown_model") with the known names."""
         with self._lock, self._errors():
             return self._get(name)
 
-    def promote(self, name: str) -> ModelVersion:
-        """Make an adapter the default for its base; a second time in a row changes nothing.
+    def lineage(self, name: str) -> Versions:
+        """A version and what it was made from, as far as that is here; the version first."""
+        with self._lock, self._errors():
+            found, at = [self._get(name)], name
+            known = {version.name: version for version in rows.select(self._database)}
+            while (at := known[at].parent or "") in known and known[at] not in found:
+                found.append(known[at])
+            return found
 
-        Raises: SyscallError("unknown_model"); ("invalid") for what is no adapter.
+    def load(self, name: str) -> Path:
+        """Where a version's files are, every byte of them checked; reads what it has not read yet.
+
+        Raises: SyscallError("unknown_model"), ("invalid") for a version without files, ("storage")
+        naming the first file that is damaged.
         """
+        with self._errors():
+            version = self.get(name)
+            if version.path is None:
+                raise SyscallError("invalid", f"{name} has no files to load", field="name")
+            with self._lock:
+                files = rows.files(self._database, name)
+            for file, blob in files.items():
+                try:
+                    self._blobs.check(blob)
+                except DamagedBlob as problem:
+                    raise self._damaged(name, file, blob, problem) from problem
+                target = self._tree(name) / file
+                if not target.exists():
+                    link(self._blobs.path(blob.sha256), target)
+            return Path(version.path)
+
+    @contextmanager
+    def used(self, names: Collection[str], pid: int) -> Generator[None]:
+        """Keep versions from being deleted for this block, in which a process uses them.
+
+        Raises: SyscallError("busy"), retryable, while one is being deleted.
+        """
+        with ExitStack() as uses:
+            for name in names:
+                with self._errors():
+                    self.uses.take(name, pid)
+                uses.callback(self.uses.drop, name, pid)
+            yield
+
+    def pin(self, name: str, *, is_pinned: bool = True) -> ModelVersion:
+        """Keep a version from being deleted, or no longer."""
         with self._transaction() as database:
-            version = self._get(name)
-            if version.base is None:
-                raise SyscallError(
-                    "invalid", f"{name} is no adapter, so there is no base to serve", field="name"
-                )
-            if not version.is_promoted:
-                database.execute(
-                    "INSERT INTO promotions (base, name, at) VALUES (?, ?, ?)",
-                    (version.base, name, time.time()),
-                )
+            self._get(name)
+            rows.pin(database, name, is_pinned)
             return self._get(name)
 
-    def rollback(self, base: str) -> Versions:
-        """Undo the last promotion of a base: what served before serves again.
+    def remove(self, name: str) -> int:
+        """Delete a version and its past promotions; returns the bytes that this freed on the disk.
 
-        Returns the base's versions. Raises: SyscallError("not_found") when nothing is promoted.
+        Raises: SyscallError("unknown_model"); ("busy") while it serves, is used, is pinned, or
+        others were made from it, naming who.
         """
-        with self._transaction() as database:
-            current = self._promotion(base)
-            if current is None:
-                raise SyscallError(
-                    "not_found",
-                    f"no adapter of {base} is promoted, so there is nothing to roll back",
-                    what="promotion",
-                    name=base,
-                )
-            database.execute(
-                "UPDATE promotions SET undone_at = ? WHERE id = ?", (time.time(), current[0])
-            )
-            return self._select("v.base = ?", base)
+        with self._errors(), self._files_lock(), self.uses.nobody(name):
+            with self._transaction() as database:
+                version = self._get(name)
+                self._refuse_needed(version)
+                files = rows.files(database, name)
+                rows.delete(database, name)
+                served = version.slot or name
+                rows.decide(database, _decision("delete", served, name, name))
+            return self._discard(name, files.values())
 
-    def promoted(self, base: str) -> str | None:
-        """The adapter that serves a base, or None for the base itself."""
-        with self._lock, self._errors():
-            current = self._promotion(base)
-            return current[1] if current else None
+    # --- what serves ------------------------------------------------------------------------------
 
-    def remove(self, name: str) -> None:
-        """Forget a version and its past promotions; its files stay.
+    def promote(
+        self, name: str, *, slot: str | None = None, decision: Decision | None = None
+    ) -> ModelVersion:
+        """Have a version serve its slot; a second time in a row changes nothing.
 
-        Raises: SyscallError("unknown_model"); ("busy") while it serves its base.
+        `slot` gives a task model another one. `decision` is what is kept of how it came to it.
+        Raises: SyscallError("unknown_model"); ("invalid") for what cannot serve there.
         """
         with self._transaction() as database:
             version = self._get(name)
-            if version.is_promoted:
-                raise SyscallError(
-                    "busy",
-                    f"{name} serves {version.base}; roll back or promote another one first",
-                    name=name,
-                )
-            database.execute("DELETE FROM versions WHERE name = ?", (name,))
+            slot = self.slot_of(version, slot)
+            if version.slot != slot:
+                rows.move(database, name, slot)
+                version = self._get(name)
+            if not version.is_promoted:
+                before = rows.promoted(database, slot)
+                rows.promote(database, slot, name)
+                made = decision or _decision("promote", slot, name, before)
+                rows.decide(database, made.model_copy(update={"before": before}))
+            return self._get(name)
 
-    # --- under the lock; a single statement reads one consistent state ---
+    def slot_of(self, version: ModelVersion, slot: str | None = None) -> str:
+        """Where a version serves, or would. Raises: SyscallError("invalid")."""
+        own = version.slot
+        if own is None:
+            raise SyscallError(
+                "invalid",
+                f"{version.name} is configured and no version, so there is nothing to promote",
+                field="name",
+            )
+        if slot is None or slot == own:
+            return own
+        if version.kind in SERVING_A_BASE:
+            raise SyscallError(
+                "invalid", f"slot: {version.name} can only serve its base {own}", field="slot"
+            )
+        if version.is_promoted:
+            raise SyscallError(
+                "invalid", f"slot: {version.name} serves {own}; roll that back first", field="slot"
+            )
+        return slot
+
+    def rollback(self, slot: str, *, reason: str = "") -> Versions:
+        """Undo the last promotion of a slot: what served before serves again.
+
+        Returns the slot's versions. Raises: SyscallError("not_found") when nothing is promoted.
+        """
+        with self._transaction() as database:
+            current = self._promotion(slot)
+            rows.undo(database, current[0])
+            after = rows.promoted(database, slot)
+            rows.decide(database, _decision("rollback", slot, after, current[1], reason))
+            return rows.select(database, "v.slot = ?", slot)
+
+    def promoted(self, slot: str) -> str | None:
+        """The version that serves a slot, or None for the base itself."""
+        with self._lock, self._errors():
+            return rows.promoted(self._database, slot)
+
+    def serving(self, slot: str) -> ModelVersion | None:
+        """The version that serves a slot; None for the base itself.
+
+        Cheap enough for every call: it reads again only what somebody has changed.
+        """
+        with self._lock, self._errors():
+            # Differs once another connection has committed; our own changes empty the cache.
+            now: int = self._database.execute("PRAGMA data_version").fetchone()[0]
+            if now != self._serving_as_of:
+                self._serving.clear()
+                self._serving_as_of = now
+            if slot not in self._serving:
+                name = rows.promoted(self._database, slot)
+                self._serving[slot] = None if name is None else self._get(name)
+            return self._serving[slot]
+
+    def before(self, slot: str) -> str | None:
+        """What would serve a slot after a rollback; None for the base itself.
+
+        Raises: SyscallError("not_found") when nothing is promoted.
+        """
+        with self._lock, self._errors():
+            self._promotion(slot)
+            return rows.promoted(self._database, slot, place=1)
+
+    def refuse(self, decision: Decision) -> None:
+        """Keep a decision that changed nothing: a gate has refused."""
+        with self._transaction() as database:
+            rows.decide(database, decision)
+
+    def decisions(self, name: str | None = None, *, limit: int = 100) -> Sequence[Decision]:
+        """What was decided, about one version or all; the newest first."""
+        with self._lock, self._errors():
+            return rows.decisions(self._database, name, limit)
+
+    # --- files; under the files' lock -------------------------------------------------------------
+
+    def _take_in(self, version: ModelVersion) -> tuple[ModelVersion, dict[str, Blob]]:
+        """Copy a version's files, and give it a folder of links to them."""
+        source = Path(version.path or "")
+        try:
+            found = files_of(source)
+        except FileNotFoundError:
+            raise SyscallError(
+                "invalid", f"path: there is nothing at {source}", field="path"
+            ) from None
+        files: dict[str, Blob] = {}
+        tree = self._tree(version.name)
+        try:
+            for name, path in found:
+                files[name] = self._blobs.put(path)
+            shutil.rmtree(tree, ignore_errors=True)
+            tree.mkdir(parents=True)
+            for name, blob in files.items():
+                link(self._blobs.path(blob.sha256), tree / name)
+            flush_folder(tree)
+        except BaseException:
+            self._discard(version.name, files.values())
+            raise
+        told = {
+            "path": str(tree if source.is_dir() else tree / source.name),
+            "size_bytes": sum(blob.size_bytes for blob in files.values()),
+            "digest": _digest(files),
+        }
+        return version.model_copy(update=told), files
+
+    def _bring_in(self) -> None:
+        """Take in the files of the versions of an older database, in its own transaction."""
+        for version in rows.select(self._database):
+            if version.path is not None and Path(version.path).exists():
+                rows.replace(self._database, *self._take_in(version))
+
+    def _discard(self, name: str, blobs: Collection[Blob]) -> int:
+        """Delete a version's folder, and the contents that no version has; returns bytes freed."""
+        tree = self._tree(name)
+        shutil.rmtree(tree, ignore_errors=True)
+        freed = 0
+        with self._lock:
+            for sha256 in {blob.sha256 for blob in blobs}:
+                if not rows.has_content(self._database, sha256):
+                    freed += self._blobs.discard(sha256)
+        return freed
+
+    def _sweep(self) -> None:
+        """Delete what a crash left between files and database."""
+        with self._lock:
+            contents = rows.contents(self._database)
+            names = {quote(version.name, safe="") for version in rows.select(self._database)}
+        self._blobs.sweep(contents)
+        trees = self._folder / "versions"
+        if trees.is_dir():
+            for left in trees.iterdir():
+                if left.name not in names:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _tree(self, name: str) -> Path:
+        return self._folder / "versions" / quote(name, safe="")
+
+    @contextmanager
+    def _files_lock(self, *, is_waiting: bool = True) -> Generator[bool]:
+        """One change of files at a time, whichever thread or process makes it.
+
+        Gives whether it is held: not to wait for another is allowed where that does no harm.
+        """
+        with (self._folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def _is_older(self) -> bool:
+        return not self._database.execute("PRAGMA user_version").fetchone()[0]
+
+    # --- refusals and errors ----------------------------------------------------------------------
+
+    def _refuse_taken(self, name: str) -> None:
+        with self._lock:
+            taken = rows.select(self._database, "v.name = ?", name)
+        if taken:
+            raise SyscallError(
+                "invalid",
+                f"there is a version named {name} already; choose another name or remove it first",
+                field="name",
+            )
+
+    def _promotion(self, slot: str) -> tuple[int, str]:
+        current = rows.promotion(self._database, slot)
+        if current is None:
+            raise SyscallError(
+                "not_found",
+                f"nothing is promoted for {slot}, so there is nothing to roll back",
+                what="promotion",
+                name=slot,
+            )
+        return current
+
+    def _refuse_needed(self, version: ModelVersion) -> None:
+        name = version.name
+        if version.is_promoted:
+            raise SyscallError(
+                "busy",
+                f"{name} serves {version.slot}; roll back or promote another one first",
+                name=name,
+                slot=version.slot,
+            )
+        if version.is_pinned:
+            raise SyscallError("busy", f"{name} is pinned; unpin it first", name=name)
+        if children := rows.children(self._database, name):
+            raise SyscallError(
+                "busy",
+                f"{', '.join(children)} {'was' if len(children) == 1 else 'were'} made from "
+                f"{name}; delete what was made from it first",
+                name=name,
+                children=children,
+            )
 
     def _get(self, name: str) -> ModelVersion:
-        found = self._select("v.name = ?", name)
+        found = rows.select(self._database, "v.name = ?", name)
         if found:
             return found[0]
-        known = [version.name for version in self._select("TRUE")]
+        known = [version.name for version in rows.select(self._database)]
         raise SyscallError(
             "unknown_model",
             f"the registry has no version {name}; it has: {', '.join(known) or 'none'}",
@@ -183,23 +420,16 @@ class Registry:
             known=known,
         )
 
-    def _promotion(self, base: str) -> tuple[int, str] | None:
-        """The promotion in force for a base: its id and adapter."""
-        return self._database.execute(
-            "SELECT id, name FROM promotions WHERE base = ? AND undone_at IS NULL"
-            " ORDER BY id DESC LIMIT 1",
-            (base,),
-        ).fetchone()
-
-    def _select(self, where: str, *values: str) -> Versions:
-        rows = self._database.execute(
-            "SELECT v.name, kind, v.base, path, parent, metrics, card, created_at,"
-            " p.name IS NOT NULL FROM versions v LEFT JOIN promotions p ON p.id ="
-            "   (SELECT max(id) FROM promotions WHERE base = v.base AND undone_at IS NULL)"
-            f"   AND p.name = v.name WHERE {where} ORDER BY created_at, v.rowid",
-            values,
-        ).fetchall()
-        return [_version(*row) for row in rows]
+    def _damaged(self, name: str, file: str, blob: Blob, problem: DamagedBlob) -> SyscallError:
+        path = self._blobs.path(blob.sha256)
+        return SyscallError(
+            "storage",
+            f"the version {name} is damaged: {file}: {problem} (kept as {path}); add a version "
+            "with the same file again, which mends it, or roll back to another one",
+            path=str(path),
+            name=name,
+            file=file,
+        )
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
@@ -209,6 +439,7 @@ class Registry:
             try:
                 yield self._database
                 self._database.execute("COMMIT")
+                self._serving.clear()
             except BaseException:
                 # SQLite has rolled back by itself after some errors, such as a full disk.
                 if self._database.in_transaction:
@@ -235,25 +466,48 @@ class Registry:
             ) from problem
 
 
-def _version(
-    name: str,
-    kind: Any,
-    base: str | None,
-    path: str | None,
-    parent: str | None,
-    metrics: str,
-    card: str,
-    created_at: float,
-    is_promoted: int,
-) -> ModelVersion:
-    return ModelVersion(
-        name=name,
-        kind=kind,
-        base=base,
-        path=path,
-        parent=parent,
-        is_promoted=bool(is_promoted),
-        metrics=json.loads(metrics),
-        card=json.loads(card),
-        created_at=created_at,
+def _check(version: ModelVersion) -> None:
+    name = version.name
+    if not name or name.startswith(".") or len(name) > 200:
+        raise SyscallError(
+            "invalid", f"name: {name!r} cannot name a version; begin with a letter", field="name"
+        )
+    if version.kind in SERVING_A_BASE and version.base is None:
+        what = "adapter" if version.kind == "adapter" else "version with full weights"
+        raise SyscallError("invalid", f"the {what} {name} names no base", field="base")
+
+
+def _slot(version: ModelVersion) -> str | None:
+    """Where a version serves that does not say it itself."""
+    match version.kind:
+        case "adapter" | "full":
+            return version.base
+        case "task" | "prompt":
+            objective = version.card.get("objective")
+            return objective if isinstance(objective, str) else version.name
+        case "model" | "embedding":
+            return None
+
+
+def _digest(files: dict[str, Blob]) -> str:
+    """What tells a version's files from all others; empty where there are none."""
+    if not files:
+        return ""
+    lines = (f"{name} {blob.sha256}\n" for name, blob in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _decision(
+    action: str, slot: str, name: str | None, before: str | None, reason: str = ""
+) -> Decision:
+    return Decision.model_validate(
+        {
+            "action": action,
+            "slot": slot,
+            "name": name,
+            "before": before,
+            "is_allowed": True,
+            "reason": reason,
+            "at": time.time(),
+        }
     )

@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 from llmos.syscalls import results as r
 from llmos.syscalls.call import Call as Call
 from llmos.syscalls.content import Message
+from llmos.syscalls.evaluation import Evaluate, Search
 from llmos.syscalls.learning import (
     Classify,
-    Evaluate,
     Finetune,
+    ModelDelete,
+    ModelExport,
     ModelList,
     ModelPromote,
     ModelRollback,
@@ -25,6 +27,9 @@ from llmos.syscalls.learning import (
 )
 from llmos.syscalls.learning import (
     Example as Example,
+)
+from llmos.syscalls.learning import (
+    GateCheck as GateCheck,
 )
 from llmos.syscalls.options import GREEDY, Constraint, Sampling
 from llmos.syscalls.rights import Capabilities, Quota
@@ -603,9 +608,12 @@ Syscall = (
     | ToolList
     | Finetune
     | Evaluate
+    | Search
     | ModelList
     | ModelPromote
     | ModelRollback
+    | ModelDelete
+    | ModelExport
     | TraceConsent
     | Outcome
     | TraceData

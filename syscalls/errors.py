@@ -31,6 +31,7 @@ ErrorCode = Literal[
     "device",  # a driver failed; fields: device
     "storage",  # the disk refused (full, read-only, damaged); fields: path
     "failed",  # a job (graph, finetune) failed; fields say where
+    "refused",  # a gate does not let a version be promoted; fields: name, slot, failing
 ]
 ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
 

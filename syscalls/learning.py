@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llmos.syscalls import learning_results as r
 from llmos.syscalls.call import Call
 from llmos.syscalls.content import Message
+from llmos.syscalls.recipe import Recipe
 from llmos.syscalls.results import Spawned
-from llmos.syscalls.values import Value
+from llmos.syscalls.values import JsonObject, Value
 
 # --- learn ----------------------------------------------------------------------------------------
 
@@ -21,55 +22,98 @@ class Example(Value):
     messages: tuple[Message, ...] = Field(min_length=1)
 
 
-class Finetune(Call[Spawned]):
-    """Train an adapter in a background process; `Wait` on the pid gives a `Trained` as value.
+AnyRow = Annotated[Example | JsonObject, Field(union_mode="left_to_right")]
 
-    `data` is a list of examples or the path of a JSONL file of them. `eval_share` of the rows are
-    held out.
+
+class Finetune(Recipe, Call[Spawned]):
+    """Train a version in a background process; `Wait` on the pid gives a `Trained` as value.
+
+    `data` is a list of examples or the path of a file of rows; a mixture has `tasks` instead.
+    `base` is a configured model, a base, or a version to go on from, which becomes the parent. The
+    same call again goes on where the job stopped.
     """
 
     op: Literal["finetune"] = "finetune"
-    data: tuple[Example, ...] | str
+    data: tuple[AnyRow, ...] | str = ()
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     base: str | None = None
-    objective: Literal["instruct", "pretrain", "classify", "tag", "prefer", "embed"] = "instruct"
-    method: Literal["lora", "full", "qlora"] = "lora"
-    epochs: float = Field(default=1.0, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    rank: int = Field(default=8, ge=1, le=256)
-    batch_size: int = Field(default=4, ge=1)
-    max_length_tokens: int = Field(default=512, ge=16)
-    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    seed: int = 0
-
-
-class Evaluate(Call[r.Evaluated]):
-    """Held-out loss of a model or adapter on examples."""
-
-    op: Literal["evaluate"] = "evaluate"
-    data: tuple[Example, ...] | str
-    model: str | None = None
-    adapter: str | None = None
-    max_length_tokens: int = Field(default=512, ge=16)
 
 
 class ModelList(Call[r.ModelVersions]):
+    """The configured models and the versions; of one `name`, its lineage and what was decided.
+
+    A lineage is a version and what it was made from, the version first.
+    """
+
     op: Literal["model_list"] = "model_list"
+    name: str | None = None
+
+
+class GateCheck(Value):
+    """What a version must reach on one set before it is promoted.
+
+    `data` is the path of the set; `metric` one of those that `Evaluate` gives. `at_least` and
+    `at_most` are absolute. `max_regression` is by how much it may be worse than what serves now,
+    and `min_gain` by how much it must be better. A safety check binds a forced promotion too.
+    """
+
+    name: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    is_higher_better: bool = True
+    at_least: float | None = None
+    at_most: float | None = None
+    max_regression: float | None = Field(default=None, ge=0)
+    min_gain: float | None = None
+    is_safety: bool = False
 
 
 class ModelPromote(Call[r.ModelVersion]):
-    """Make an adapter the default for its base: calls that name no adapter then use it."""
+    """Have a version serve its slot, once the slot's gate and `checks` let it.
+
+    An adapter or full weights serve their base: calls that name no adapter then use them from their
+    next one on. `slot` is by default the version's own. `force` overrides the gate, but not its
+    safety checks, and is kept with the decision.
+    """
 
     op: Literal["model_promote"] = "model_promote"
     name: str
+    slot: str | None = None
+    checks: tuple[GateCheck, ...] = ()
+    force: bool = False
+    reason: str = ""
 
 
 class ModelRollback(Call[r.ModelVersions]):
-    """Undo the last promotion of a base model."""
+    """Undo the last promotion of a slot; `base` is by default that of the default model."""
 
     op: Literal["model_rollback"] = "model_rollback"
     base: str | None = None
+    reason: str = ""
+
+
+class ModelDelete(Call[r.Deleted]):
+    """Delete a version that nobody needs, and its files as far as no other version has them.
+
+    Refused while it serves, is used, is pinned, or another version was made from it.
+    """
+
+    op: Literal["model_delete"] = "model_delete"
+    name: str
+
+
+class ModelExport(Call[r.Exported]):
+    """Write a version merged with its base, for other programs.
+
+    `quantize` is the number format of a GGUF file: F32, F16 (the default), BF16, Q8_0, Q4_0, Q4_1.
+    `path` is by default in the kernel's home.
+    """
+
+    op: Literal["model_export"] = "model_export"
+    name: str
+    format: Literal["safetensors", "gguf"] = "safetensors"
+    quantize: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"] | None = None
+    path: str | None = None
 
 
 class Classify(Call[r.Classified]):

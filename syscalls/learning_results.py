@@ -9,12 +9,27 @@ from typing import Literal
 
 from llmos.syscalls.values import JsonObject, Value
 
+VersionKind = Literal["model", "embedding", "adapter", "task", "full", "prompt"]
+
 
 class ModelVersion(Value):
-    """An entry of the model registry: a base model or an adapter trained on one."""
+    """An entry of the model registry, or a configured model.
+
+    kind       what `path` is
+    model      a configured language model
+    embedding  the configured embedding model
+    adapter    a folder as peft writes it, for the decoder `base`
+    task       a folder with a head for labels, on the encoder `base`
+    full       a folder with all weights of a decoder that began as `base`
+    prompt     nothing: the card says how the base is prompted
+
+    `slot` is the name that it serves under once promoted. `data_hashes` are by what the data was
+    for ("train", "test"), `digest` is over all files, empty where there are none. A version that
+    `is_pinned` is not deleted.
+    """
 
     name: str
-    kind: Literal["model", "embedding", "adapter"]
+    kind: VersionKind
     base: str | None = None
     path: str | None = None
     parent: str | None = None
@@ -22,6 +37,55 @@ class ModelVersion(Value):
     metrics: dict[str, float] = {}
     card: JsonObject = {}
     created_at: float = 0.0
+    slot: str | None = None
+    size_bytes: int = 0
+    licence: str | None = None
+    data_hashes: dict[str, str] = {}
+    digest: str = ""
+    is_pinned: bool = False
+
+
+class GateFigure(Value):
+    """One check of a gate: what was measured, against what, and whether it holds.
+
+    `current` is the version that serves now, None where it was not measured; `why` says what does
+    not hold.
+    """
+
+    check: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None = None
+    current: float | None = None
+    holds: bool = True
+    why: str = ""
+    is_safety: bool = False
+
+
+class Decision(Value):
+    """What was asked of the registry and answered: the audit of promotions and rollbacks.
+
+    `before` served the slot, `name` does now if `is_allowed`; None is the base itself.
+    """
+
+    slot: str
+    action: Literal["promote", "rollback", "delete"]
+    name: str | None
+    before: str | None
+    is_allowed: bool
+    is_forced: bool = False
+    reason: str = ""
+    figures: tuple[GateFigure, ...] = ()
+    at: float = 0.0
+
+
+class Exported(Value):
+    """A model written for others: a folder of safetensors, or a GGUF file in `quantize` format."""
+
+    path: str
+    format: Literal["safetensors", "gguf"]
+    quantize: str | None = None
+    bytes: int
 
 
 class Trained(Value):
@@ -35,17 +99,18 @@ class Trained(Value):
     tokens: int = 0
 
 
-class Evaluated(Value):
-    """Mean negative log-likelihood per target token on held-out rows, and its exponential."""
-
-    loss: float
-    perplexity: float
-    rows: int
-    tokens: int
-
-
 class ModelVersions(Value):
+    """Versions; `decisions` are those about them, the newest first, where they were asked for."""
+
     models: tuple[ModelVersion, ...]
+    decisions: tuple[Decision, ...] = ()
+
+
+class Deleted(Value):
+    """A version that is gone, and the bytes on disk that nothing else needed."""
+
+    name: str
+    freed_bytes: int
 
 
 class LabelScore(Value):

@@ -7,7 +7,7 @@ what this machine can do of it, and what the numbers mean to an optimizer.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -58,6 +58,21 @@ class TaskSpec(NamedFields):
     weight: float = Field(default=1.0, gt=0)
 
 
+class ScratchSpec(NamedFields):
+    """A new language model of the Llama kind, and a BPE tokenizer trained on the same text."""
+
+    vocabulary: int = Field(default=2048, ge=300)
+    width: int = Field(default=128, ge=16)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise PydanticCustomError("heads", "width must be an even multiple of heads")
+        return self
+
+
 class Recipe(NamedFields):
     """How to train.
 
@@ -76,8 +91,9 @@ class Recipe(NamedFields):
     of which there is one every `checkpoint_steps`.
 
     `average` is the share of the parent version in the final weights. `tasks` with `temperature`
-    is a mixture, in place of rows of its own. `redact` takes personal data out of the rows.
-    `device` None is the fastest one here.
+    is a mixture, in place of rows of its own. `scratch` is a new model to pre-train, in place of a
+    base. `redact` takes personal data out of the rows. `precision` is that of the weights which are
+    not trained, and of products with them. `device` None is the fastest one here.
     """
 
     objective: Objective = "instruct"
@@ -111,4 +127,6 @@ class Recipe(NamedFields):
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
     tasks: tuple[TaskSpec, ...] = ()
     temperature: float = Field(default=1.0, gt=0)
+    scratch: ScratchSpec | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None

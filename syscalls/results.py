@@ -11,7 +11,11 @@ from pydantic import Field
 
 from llmos.syscalls.content import Message
 from llmos.syscalls.errors import ErrorValue
-from llmos.syscalls.learning_results import Evaluated as Evaluated
+from llmos.syscalls.evaluation_results import Evaluated as Evaluated
+from llmos.syscalls.learning_results import Decision as Decision
+from llmos.syscalls.learning_results import Deleted as Deleted
+from llmos.syscalls.learning_results import Exported as Exported
+from llmos.syscalls.learning_results import GateFigure as GateFigure
 from llmos.syscalls.learning_results import ModelVersion as ModelVersion
 from llmos.syscalls.learning_results import ModelVersions as ModelVersions
 from llmos.syscalls.learning_results import Trained as Trained

@@ -28,7 +28,15 @@ def adapter(name: str, base: str = "small", **more: object) -> ModelVersion:
 
 def test_a_version_comes_back_as_it_was_added(registry: Registry) -> None:
     version = adapter(
-        "a", path="/x", parent="z", metrics={"loss": 1.5}, card={"rank": 8}, created_at=3.0
+        "a",
+        parent="z",
+        metrics={"loss": 1.5},
+        card={"rank": 8},
+        created_at=3.0,
+        slot="small",
+        licence="apache-2.0",
+        data_hashes={"train": "ab"},
+        is_pinned=True,
     )
     assert registry.add(version) == version
     assert registry.get("a") == version
