@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from llmos.drivers.contract import Allocation, DeviceError
+from llmos.drivers.lora_gguf import gguf_adapter
 from llmos.kernel.budget import Budget, Prices
 from llmos.kernel.clock import Clock
 from llmos.kernel.device import Device
@@ -224,7 +225,7 @@ class Devices:
         key = f"{version.name}@{version.digest[:12]}" if version.digest else version.name
         if not engine.has_adapter(key):
             try:
-                path = await asyncio.to_thread(self._registry().load, version.name)
+                path = await asyncio.to_thread(self._adapter_files, version.name, engine.name)
                 await engine.attach(key, path)
             except DeviceError as problem:
                 raise SyscallError(
@@ -233,6 +234,17 @@ class Devices:
                     device=engine.name,
                 ) from problem
         return key
+
+    def _adapter_files(self, name: str, model: str) -> Path:
+        """An adapter's folder, with the form in it that the model's driver reads; worker thread.
+
+        Raises: SyscallError("storage"); DeviceError when it has no such form.
+        """
+        folder = self._registry().load(name)
+        setting = self._settings.models[model]
+        if setting.driver == "llama_cpp" and setting.weights is not None:
+            gguf_adapter(folder, setting.weights())  # here, so that the device's thread need not
+        return folder
 
     def _adapter(self, adapter: str | None, engine: Device, base: str) -> ModelVersion | None:
         if adapter is None:

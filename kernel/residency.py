@@ -45,7 +45,7 @@ class Residency:
         self,
         driver: LanguageModel,
         *,
-        attach: Callable[[str], None],
+        attach: Callable[[str], object],
         pace: Pace | None = None,
         tiers: Tiers | None = None,
     ) -> None:
@@ -132,6 +132,15 @@ class Residency:
         self._tiers.end_domain(domain)
         for sequence, tokens in self._kv.end_domain(domain):
             self._trim(sequence, tokens)
+
+    def let_adapter_go(self, adapter: str) -> None:
+        """Take the cached KV of an adapter off the device; what is worth it moves to the tiers.
+
+        Raises: DeviceError, fatal, when the driver cannot free a sequence.
+        """
+        for idle in self._kv.forget_adapter(adapter):
+            self._keep(idle)
+            self._trim(idle.sequence, 0)
 
     def close(self) -> None:
         """Write what is worth most for the next kernel, within the tiers' limits; at the end."""

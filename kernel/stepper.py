@@ -23,6 +23,7 @@ from llmos.drivers.contract import (
     SequenceError,
     SequenceId,
 )
+from llmos.kernel.adapter_slots import AdapterLimits, AdapterSlots
 from llmos.kernel.batch import Batcher, Fed
 from llmos.kernel.clock import Clock
 from llmos.kernel.draft_model import DraftModel
@@ -64,6 +65,7 @@ class Stepper:
         clock: Clock,
         limits: Limits | None = None,
         tiers: Tiers | None = None,
+        adapters: AdapterLimits | None = None,
         open_draft: Callable[[], LanguageModel] | None = None,
     ) -> None:
         self.name = name
@@ -72,8 +74,7 @@ class Stepper:
         self.gauges = Gauges()
         self.ends = Ends()
         self.driver: LanguageModel | None = None
-        self.adapters: frozenset[str] = frozenset()  # attached to this driver
-        self._adapter_paths: dict[str, Path] = {}  # and to those before it
+        self._adapters = AdapterSlots(adapters or AdapterLimits())
         self.draft_model: DraftModel | None = None
         self._open_driver = open_driver
         self._open_draft = open_draft
@@ -105,16 +106,16 @@ class Stepper:
         except Exception as problem:
             self.state, self.reason = "down", str(problem)
             raise
-        self.adapters = frozenset()
         self._batcher = Batcher(
             self.driver.info, self._policy, self._limits, self._pace, self.draft_model
         )
         self._residency = Residency(
             self.driver,
-            attach=lambda name: self.attach(name, self._adapter_paths[name]),
+            attach=self._bring,
             pace=self._pace,
             tiers=self._tiers,
         )
+        self._adapters.opened(self.driver, let_go=self._residency.let_adapter_go)
         self.state, self.reason = "ready", None
 
     def _open_draft_model(self) -> None:
@@ -189,12 +190,23 @@ class Stepper:
         if self._batcher is not None:
             self._batcher.expect_urgent()
 
+    @property
+    def adapters(self) -> frozenset[str]:
+        """The adapters that are attached."""
+        return self._adapters.names
+
     def attach(self, name: str, path: Path) -> None:
-        """Attach an adapter, unless it is. Raises: DeviceError."""
-        if name not in self.adapters:
-            self._device.attach(name, path)
-            self.adapters |= {name}
-            self._adapter_paths[name] = path
+        """Attach an adapter, unless it is; while there is no room for it, once there is.
+
+        Raises: DeviceError.
+        """
+        self._adapters.know(name, path)
+        try:
+            self._bring(name)
+        except DeviceError as problem:
+            if problem.is_fatal:
+                self._fault = problem
+            raise
 
     def iterate(self) -> None:
         """Run one iteration, if anybody can make progress."""
@@ -266,6 +278,8 @@ class Stepper:
 
     def _place(self, generation: Generation) -> bool:
         residency = self._require_residency()
+        if not self._place_adapter(generation):
+            return False
         if not residency.is_full and residency.place(generation):
             return True
         victim = self._victim(generation)
@@ -273,6 +287,22 @@ class Stepper:
             return False
         self._preempt(victim)
         return residency.place(generation)
+
+    def _place_adapter(self, generation: Generation) -> bool:
+        """Bring a generation's adapter, in another's stead if the policy says so."""
+        adapter = generation.order.adapter
+        while adapter is not None and not self._bring(adapter):
+            victim = self._victim(generation, has_adapter=True)
+            if victim is None:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _bring(self, adapter: str) -> bool:
+        """Attach a known adapter, unless it is; False: those of live sequences leave no room."""
+        live = {g.order.adapter for g in self._generations if g.sequence is not None}
+        in_use = frozenset(name for name in live if name is not None)
+        return contained(lambda: self._adapters.bring(adapter, in_use=in_use), is_fatal=False)
 
     def _should_wait_for_prefix(self, generation: Generation) -> bool:
         """Whether a running prefill is computing a prefix that this generation also needs."""
@@ -292,9 +322,13 @@ class Stepper:
                 return True
         return False
 
-    def _victim(self, waiting: Generation) -> Generation | None:
-        """Who must give up its sequence for this one, if anybody."""
-        holding = [g for g in self._generations if g.sequence is not None]
+    def _victim(self, waiting: Generation, *, has_adapter: bool = False) -> Generation | None:
+        """Who must give up its sequence for this one; `has_adapter`: of those that hold one."""
+        holding = [
+            g
+            for g in self._generations
+            if g.sequence is not None and (g.order.adapter is not None or not has_adapter)
+        ]
         for generation in holding:
             if generation.is_held:
                 return generation

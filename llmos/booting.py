@@ -43,6 +43,7 @@ from llmos.drivers.opening import (
 )
 from llmos.drivers.sentence_folder import dimensions as embedding_dimensions
 from llmos.drivers.sentence_folder import identity as embedding_identity
+from llmos.kernel.adapter_slots import AdapterLimits
 from llmos.kernel.budget import Prices
 from llmos.kernel.clock import Clock
 from llmos.kernel.consolidation import ConsolidationSetting
@@ -131,8 +132,9 @@ def settings_of(config: Config) -> Settings:
             cache_disk_bytes=embedding.cache_disk_bytes,
         ),
         reranker=None if config.reranker is None else _reranker(config.reranker, store),
-        tasks=TaskSetting(
-            open=_task_opener(config, store), memory_bytes=config.serving.task_bytes
+        tasks=TaskSetting(open=_task_opener(config, store), memory_bytes=config.serving.task_bytes),
+        adapters=AdapterLimits(
+            count=config.serving.max_adapters, bytes=config.serving.adapter_bytes
         ),
         consolidation=_consolidation(config.consolidation),
         kv=KVSettings(
@@ -140,6 +142,7 @@ def settings_of(config: Config) -> Settings:
             disk_bytes=config.kv.disk_bytes,
             sharing=config.kv.sharing,
         ),
+        gates=config.gates,
         policy=config.policy,
         limits=Limits(
             step_s=config.step_ms / 1000,
@@ -219,10 +222,16 @@ def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path)
             return Path(model.source)
         return store.find(model.source)
 
+    def open_at(files: Path) -> LanguageModel:
+        return open_language_model(driver, spec(files))
+
     def open_model() -> LanguageModel:
-        spec = ModelSpec(
+        return open_language_model(driver, fitted(spec(path()), model, tuned_folder))
+
+    def spec(files: Path) -> ModelSpec:
+        return ModelSpec(
             name=name,
-            path=path(),
+            path=files,
             context_tokens=model.context_tokens,
             sequences=model.sequences,
             batch_tokens=model.batch_tokens,
@@ -235,13 +244,13 @@ def _model(name: str, model: ModelConfig, store: ModelStore, tuned_folder: Path)
             flash_attention=model.flash_attention,
             micro_batch_tokens=model.micro_batch_tokens,
         )
-        return open_language_model(driver, fitted(spec, model, tuned_folder))
 
     return ModelSetting(
         name=name,
         base=model.base or model.source,
         driver=model.driver,
         open=open_model,
+        open_at=open_at,
         processor=model.device,
         weights=None if model.driver == "scripted" else path,
     )
@@ -280,10 +289,7 @@ def _reranker(reranker: RerankerConfig, store: ModelStore) -> RerankerSetting:
     return RerankerSetting(reranker.name, open_model)
 
 
-def _consolidation(consolidation: ConsolidationConfig) -> ConsolidationSetting | None:
-def _task_opener(
-    config: Config, store: ModelStore
-) -> Callable[[Path, str | None], Labeller]:
+def _task_opener(config: Config, store: ModelStore) -> Callable[[Path, str | None], Labeller]:
     embedding = config.embedding
 
     def open_model(folder: Path, base: str | None) -> Labeller:
@@ -294,6 +300,7 @@ def _task_opener(
     return open_model
 
 
+def _consolidation(consolidation: ConsolidationConfig) -> ConsolidationSetting | None:
     if not consolidation.enabled:
         return None
     return ConsolidationSetting(

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from llmos.drivers.contract import KVLayout, KVType
 from llmos.kernel.policy import PolicyName
 from llmos.syscalls.errors import ConfigError
+from llmos.syscalls.learning import GateCheck
 from llmos.syscalls.rights import Quota
 from llmos.syscalls.values import Value
 
@@ -228,6 +229,7 @@ class Config(Settings):
     consolidation: ConsolidationConfig = ConsolidationConfig()
     kv: KVConfig = KVConfig()
     serving: ServingConfig = ServingConfig()
+    gates: dict[str, tuple[GateCheck, ...]] = Field(default_factory=dict)
     policy: PolicyName = "priority"
     mailbox_messages: int = Field(default=256, ge=1)
     pipe_bytes: int = Field(default=65_536, ge=1)
@@ -253,6 +255,19 @@ class Config(Settings):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         return path.expanduser().absolute()
+
+    @field_validator("gates", mode="after")
+    @classmethod
+    def _absolute_sets(
+        cls, gates: dict[str, tuple[GateCheck, ...]]
+    ) -> dict[str, tuple[GateCheck, ...]]:
+        return {
+            slot: tuple(
+                check.model_copy(update={"data": str(Path(check.data).expanduser().absolute())})
+                for check in checks
+            )
+            for slot, checks in gates.items()
+        }
 
     @field_validator("shares", mode="after")
     @classmethod
@@ -292,12 +307,12 @@ class Config(Settings):
     def _kv(cls, kv: Any) -> Any:
         return _nested("kv", KVConfig, kv)
 
-    @model_validator(mode="before")
     @field_validator("serving", mode="before")
     @classmethod
     def _serving(cls, serving: Any) -> Any:
         return _nested("serving", ServingConfig, serving)
 
+    @model_validator(mode="before")
     @classmethod
     def _choose_default_model(cls, data: Any) -> Any:
         """Without a word on it, the default model is "smollm2" where configured, else the first."""

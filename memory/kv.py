@@ -219,6 +219,15 @@ class KVSpace:
             trimmed.append((sequence, public))
         return trimmed
 
+    def forget_adapter(self, adapter: str) -> list[Idle]:
+        """Forget the idle sequences of an adapter; the driver must trim each to 0."""
+        forgotten: list[Idle] = []
+        for sequence, held in sorted(self._held.items()):
+            if not held.is_active and held.owner.adapter == adapter:
+                forgotten.append(self._as_idle(sequence, self._lost(sequence)))
+                self._forget(sequence)
+        return forgotten
+
     def idle(self) -> list[Idle]:
         """The idle sequences, those that are worth most first."""
         found = [s for s, held in self._held.items() if not held.is_active]

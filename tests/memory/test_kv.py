@@ -401,6 +401,14 @@ class KVMachine(RuleBasedStateMachine):
         left = {p for h in self.held.values() for p in self.usable(h) if p[1] == ""}
         assert all(len(prefix) - 3 <= 1 for prefix in public - left)
 
+    @rule(adapter=st.sampled_from(["a", "b"]))
+    def forget_adapter(self, adapter: str) -> None:
+        for idle in self.kv.forget_adapter(adapter):
+            held = self.held.pop(idle.sequence)
+            assert (idle.owner, idle.tokens) == (held.owner, tuple(held.tokens))
+            assert not held.is_active and held.owner.adapter == adapter
+        assert all(h.is_active for h in self.held.values() if h.owner.adapter == adapter)
+
     @rule()
     def reset(self) -> None:
         self.kv.reset()
