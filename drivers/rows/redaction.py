@@ -206,7 +206,9 @@ _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+\d{1,3}[ ./-]?)?(?:\(\d{1,5}\)[ ./-]?)?"
     r"\d{2,5}(?:[ ./-]?\d{2,5}){1,4}(?![\w-]|\.\d)"
 )
-_DATE = re.compile(r"\d{4}[ ./-]\d{1,2}[ ./-]\d{1,2}|\d{1,2}[ ./-]\d{1,2}[ ./-]\d{4}")
+_DATE = re.compile(
+    r"(?:19|20)\d\d[ ./-]\d{1,2}[ ./-]\d{1,2}\b|\d{1,2}[ ./-]\d{1,2}[ ./-](?:19|20)\d\d\b"
+)
 _PHONE_DIGITS = range(8, 16)  # ITU-T E.164 allows 15
 
 
@@ -239,7 +241,7 @@ def _is_phone(text: str) -> bool:
     """Digits enough, with a sign that they are a phone number and no other: +, 0 or separators."""
     digits = sum(char.isdigit() for char in text)
     is_written_as_one = text[0] in "+0(" or not text.isdigit()
-    return digits in _PHONE_DIGITS and is_written_as_one and not _DATE.fullmatch(text)
+    return digits in _PHONE_DIGITS and is_written_as_one and not _DATE.match(text)
 
 
 _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
