@@ -115,7 +115,7 @@ class Registry:
     def list(self) -> Versions:
         """All versions, oldest first."""
         with self._lock, self._errors():
-            return rows.select(self._database)
+            return self._select()
 
     def get(self, name: str) -> ModelVersion:
         """One version. Raises: SyscallError("unknown_model") with the known names."""
@@ -126,7 +126,7 @@ class Registry:
         """A version and what it was made from, as far as that is here; the version first."""
         with self._lock, self._errors():
             found, at = [self._get(name)], name
-            known = {version.name: version for version in rows.select(self._database)}
+            known = {version.name: version for version in self._select()}
             while (at := known[at].parent or "") in known and known[at] not in found:
                 found.append(known[at])
             return found
@@ -243,7 +243,7 @@ class Registry:
             rows.undo(database, current[0])
             after = rows.promoted(database, slot)
             rows.decide(database, _decision("rollback", slot, after, current[1], reason))
-            return rows.select(database, "v.slot = ?", slot)
+            return self._select("v.slot = ?", slot)
 
     def promoted(self, slot: str) -> str | None:
         """The version that serves a slot, or None for the base itself."""
@@ -310,7 +310,9 @@ class Registry:
             self._discard(version.name, files.values())
             raise
         told = {
-            "path": str(tree if source.is_dir() else tree / source.name),
+            "path": str(
+                (tree if source.is_dir() else tree / source.name).relative_to(self._folder)
+            ),
             "size_bytes": sum(blob.size_bytes for blob in files.values()),
             "digest": _digest(files),
         }
@@ -318,7 +320,7 @@ class Registry:
 
     def _bring_in(self) -> None:
         """Take in the files of the versions of an older database, in its own transaction."""
-        for version in rows.select(self._database):
+        for version in self._select():
             if version.path is not None and Path(version.path).exists():
                 rows.replace(self._database, *self._take_in(version))
 
@@ -337,7 +339,7 @@ class Registry:
         """Delete what a crash left between files and database."""
         with self._lock:
             contents = rows.contents(self._database)
-            names = {quote(version.name, safe="") for version in rows.select(self._database)}
+            names = {quote(version.name, safe="") for version in self._select()}
         self._blobs.sweep(contents)
         trees = self._folder / "versions"
         if trees.is_dir():
@@ -369,7 +371,7 @@ class Registry:
 
     def _refuse_taken(self, name: str) -> None:
         with self._lock:
-            taken = rows.select(self._database, "v.name = ?", name)
+            taken = self._select("v.name = ?", name)
         if taken:
             raise SyscallError(
                 "invalid",
@@ -408,11 +410,21 @@ class Registry:
                 children=children,
             )
 
+    def _select(self, where: str = "TRUE", *values: str) -> Versions:
+        """Versions, oldest first; their paths are kept relative, so that the folder can move."""
+        found = rows.select(self._database, where, *values)
+        return [
+            version
+            if version.path is None
+            else version.model_copy(update={"path": str(self._folder / version.path)})
+            for version in found
+        ]
+
     def _get(self, name: str) -> ModelVersion:
-        found = rows.select(self._database, "v.name = ?", name)
+        found = self._select("v.name = ?", name)
         if found:
             return found[0]
-        known = [version.name for version in rows.select(self._database)]
+        known = [version.name for version in self._select()]
         raise SyscallError(
             "unknown_model",
             f"the registry has no version {name}; it has: {', '.join(known) or 'none'}",
