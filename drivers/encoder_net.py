@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos.drivers.contract import DeviceError
 from llmos.drivers.encoder_text import Case
@@ -22,7 +22,27 @@ from llmos.drivers.torch_weights import quiet
 if TYPE_CHECKING:
     import torch
 
-ROUTER = "router.centres"  # (heads, width): the mean unit vector of each head's training texts
+_ROUTER = "router."  # before the names of a router's tensors in the heads' file
+
+
+class Router(NamedTuple):
+    """Which head a text is for, by its vector from the body without adapters.
+
+    Each row of `weight` is for one class of one head, whose place is in `heads`.
+    """
+
+    weight: torch.Tensor  # (classes, width)
+    bias: torch.Tensor  # (classes,)
+    heads: torch.Tensor  # (classes,)
+
+    def choose(self, vectors: torch.Tensor) -> list[int]:
+        """The head of each text, for vectors `(texts, width)` of any length."""
+        import torch
+
+        units = torch.nn.functional.normalize(vectors, dim=1)
+        classes = (units @ self.weight.T + self.bias).argmax(dim=1)
+        chosen: list[int] = self.heads[classes].tolist()
+        return chosen
 
 
 def load_body(folder: Path, *, device: str) -> Any:
@@ -82,8 +102,8 @@ def new_network(body: Any, heads: Sequence[TaskHead]) -> Any:
     )
 
 
-def load_heads(network: Any, folder: Path) -> torch.Tensor | None:
-    """Fill a network's heads from a task folder; gives the router's centres if it has some.
+def load_heads(network: Any, folder: Path) -> Router | None:
+    """Fill a network's heads from a task folder; gives its router if it has one.
 
     Raises: DeviceError when the file does not fit the settings.
     """
@@ -92,20 +112,23 @@ def load_heads(network: Any, folder: Path) -> torch.Tensor | None:
 
     try:
         tensors = load_file(folder / HEADS)
-        centres = tensors.pop(ROUTER, None)
-        network["heads"].load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as problem:
+        own = {name: one for name, one in tensors.items() if not name.startswith(_ROUTER)}
+        network["heads"].load_state_dict(own)
+        if len(own) == len(tensors):
+            return None
+        device = network["body"].device
+        return Router(*(tensors[_ROUTER + name].to(device) for name in Router._fields))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as problem:
         raise DeviceError(f"the heads of {folder} are damaged: {problem}") from problem
-    return centres
 
 
-def save_heads(network: Any, folder: Path, *, centres: torch.Tensor | None = None) -> None:
+def save_heads(network: Any, folder: Path, *, router: Router | None = None) -> None:
     """Write the heads of a network into a task folder. Raises: OSError."""
     from safetensors.torch import save_file
 
     tensors = {key: value.contiguous() for key, value in network["heads"].state_dict().items()}
-    if centres is not None:
-        tensors[ROUTER] = centres.contiguous()
+    if router is not None:
+        tensors |= {_ROUTER + name: one.contiguous() for name, one in router._asdict().items()}
     save_file(tensors, folder / HEADS)
 
 

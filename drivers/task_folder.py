@@ -4,8 +4,8 @@
     head.safetensors   the heads' weights, by the place of the head in the list
     body/              a whole encoder with its tokenizer (method "full"), or
     adapter/           a peft adapter on the base's encoder, or
-    adapters/PLACE/    one such adapter for each head; then the heads file has a router's centres
-                       too, which say whose adapter a text is for
+    adapters/PLACE/    one such adapter for each head; then the heads' file has a router too, which
+                       says whose adapter a text is for
 
 Owns these names and the settings file. Refuses to know tensors and what is computed with them.
 """

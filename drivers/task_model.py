@@ -49,8 +49,7 @@ class TaskModel:
         self._text = EncoderText(encoder, max_length_tokens=self._task.max_length_tokens)
         body = _load_body(self._task, encoder, device)
         self._network: Any = encoder_net.new_network(body, self._task.heads)
-        centres = encoder_net.load_heads(self._network, folder)
-        self._centres: torch.Tensor | None = None if centres is None else centres.to(device)
+        self._router = encoder_net.load_heads(self._network, folder)
         self._network.eval().requires_grad_(False)
 
     @property
@@ -86,7 +85,7 @@ class TaskModel:
 
     def classes(self, task: str | None = None) -> tuple[str, ...]:
         """The labels of the probabilities that `classify` gives; any thread."""
-        if task is None and self._centres is not None:
+        if task is None and self._router is not None:
             return self.labels
         return self._task.heads[self._head(task, "classify")].labels
 
@@ -98,7 +97,7 @@ class TaskModel:
         router chose and 0 for others. Raises: DeviceError for a task that it has not.
         """
         self._must_be_open()
-        if task is None and self._centres is not None:
+        if task is None and self._router is not None:
             return [self._spread(route) for route in self.route(texts)]
         head = self._head(task, "classify")
         return self._classify(texts, head)
@@ -146,19 +145,16 @@ class TaskModel:
         return found
 
     def route(self, texts: Sequence[str]) -> list[Route]:
-        """Each text's head by the nearest centre, and what that head says.
+        """Each text's head as the router chooses it, and what that head says.
 
         Raises: DeviceError when the model has no router.
         """
-        import torch
-
-        if self._centres is None:
+        if self._router is None:
             raise DeviceError(f"{self._task.folder.name} has no router")
         chosen: list[int] = [0] * len(texts)
         with self._plain_body():
             for places, vectors in self._vectors(texts):
-                near = torch.nn.functional.normalize(vectors, dim=1) @ self._centres.T
-                for place, head in zip(places, near.argmax(dim=1).tolist(), strict=True):
+                for place, head in zip(places, self._router.choose(vectors), strict=True):
                     chosen[place] = head
         found: list[Route] = [Route(0, [])] * len(texts)
         for head in sorted(set(chosen)):

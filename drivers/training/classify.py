@@ -91,13 +91,16 @@ class ClassifyTask:
         return Measured({"loss": scored.loss / len(items), **scores.metrics()}, predictions)
 
     def begin(self, items: Sequence[Item]) -> None:
-        """Give the head its first weights: each class's mean vector, as seen from their middle.
+        """Give new labels their first weights: each class's mean vector, as seen from their middle.
 
         Training then begins where the nearest mean is, which is most of the way when examples are
-        few. Classes that the head knew before keep their weights.
+        few. Labels that the head learnt before keep their weights.
         """
         import torch
 
+        learnt = self._encoder.learnt[self._place]
+        if learnt == len(self._head.labels):
+            return
         found = mean_vectors(self._encoder, [item.tokens for item in items])
         lengths = found.norm(dim=1).mean()
         numbers = torch.tensor([item.payload for item in items])
@@ -106,9 +109,11 @@ class ClassifyTask:
         middle = means.mean(dim=0)
         directions = torch.nn.functional.normalize(means - middle, dim=1) * (SCALE / lengths)
         linear = self._encoder.network["heads"][self._place]["linear"]
+        new = [number >= learnt for number in present]
+        places = [number for number in present if number >= learnt]
         with torch.no_grad():
-            linear.weight[present] = directions.to(linear.weight.device)
-            linear.bias[present] = -(directions @ middle).to(linear.bias.device)
+            linear.weight[places] = directions[new].to(linear.weight.device)
+            linear.bias[places] = -(directions @ middle)[new].to(linear.bias.device)
 
     def _score(self, model: Any, items: Sequence[Item], *, batch_size: int) -> Scored:
         import torch
@@ -153,8 +158,7 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
     head = head_of(rows.train)
     encoder = open_encoder(job, device, [head])
     task = ClassifyTask(encoder)
-    if encoder.is_new[0]:
-        task.begin(task.encode(rows.train).items)
+    task.begin(task.encode(rows.train).items)
     return Built(encoder.network, task, encoder.save, rate(job), kind="task")
 
 

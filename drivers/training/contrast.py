@@ -19,6 +19,7 @@ from llmos.drivers import encoder_net
 from llmos.drivers.rows.kinds import PairRow
 from llmos.drivers.sentence_folder import read_sentence_folder
 from llmos.drivers.task_folder import TaskHead, write_settings
+from llmos.drivers.torch_weights import quiet
 from llmos.drivers.training.encoder import Encoder, merged, open_encoder, rate
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.objectives import Rows
@@ -114,7 +115,8 @@ class ContrastTask:
             for path in encoder.iterdir():
                 if path.suffix == ".txt" or path.name.startswith("tokenizer"):
                     shutil.copyfile(path, place / path.name)
-            merged(self._encoder.network["body"]).save_pretrained(place)
+            with quiet():
+                merged(self._encoder.network["body"]).save_pretrained(place)
             write_settings(
                 folder,
                 method=job.method,

@@ -26,6 +26,7 @@ from llmos.drivers.task_folder import (
     read_task,
     write_settings,
 )
+from llmos.drivers.torch_weights import quiet
 from llmos.drivers.training import methods
 from llmos.drivers.training.job import TrainJob
 from llmos.syscalls.errors import SyscallError
@@ -41,14 +42,15 @@ RATES = {"full": 1e-4, "lora": 1e-3, "dora": 1e-3, "ia3": 5e-3}
 class Encoder:
     """An encoder with heads, its trainable weights marked.
 
-    `is_new` says of each head whether it has learnt nothing yet. `is_on_base` is whether the body
-    under an adapter is the base's own, so that the adapter is all that a version has to keep.
+    `learnt` is how many of each head's labels, the first ones, have been trained before.
+    `is_on_base` is whether the body under an adapter is the base's own, so that the adapter is all
+    that a version has to keep.
     """
 
     network: Any
     text: EncoderText
     heads: tuple[TaskHead, ...]
-    is_new: tuple[bool, ...]
+    learnt: tuple[int, ...]
     job: TrainJob
     is_on_base: bool
 
@@ -74,7 +76,8 @@ class Encoder:
         if self.job.method != "full" and self.is_on_base:
             body.save_pretrained(folder / ADAPTER)
             return ADAPTER
-        merged(body).save_pretrained(folder / BODY)
+        with quiet():
+            merged(body).save_pretrained(folder / BODY)
         copy_tokenizer(encoder_folder(self.job), folder / BODY)
         return BODY
 
@@ -103,8 +106,9 @@ def open_encoder(job: TrainJob, device: str, heads: Sequence[TaskHead]) -> Encod
     methods.freeze(network, job.freeze)
     most = min(job.max_length_tokens, longest_text(body.config))
     text = EncoderText(encoder, max_length_tokens=most)
-    is_new = tuple(_same(head, known) is None for head in heads)
-    return Encoder(network, text, grown, is_new, job, is_on_base)
+    same = [_same(head, known) for head in heads]
+    learnt = tuple(0 if head is None else len(head.labels) for head in same)
+    return Encoder(network, text, grown, learnt, job, is_on_base)
 
 
 def merged(body: Any) -> Any:
@@ -232,7 +236,7 @@ def _fill(network: Any, heads: Sequence[TaskHead], parent: TaskFolder) -> None:
     import torch
 
     before = encoder_net.new_network(network["body"], parent.heads)["heads"]
-    encoder_net.load_heads({"heads": before}, parent.folder)
+    encoder_net.load_heads({"body": network["body"], "heads": before}, parent.folder)
     with torch.no_grad():
         for place, head in enumerate(heads):
             same = _same(head, parent.heads)

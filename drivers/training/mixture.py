@@ -112,8 +112,7 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
     for place, spec in enumerate(job.tasks):
         if spec.objective == "classify":
             tasks[spec.name] = one = ClassifyTask(encoder, place)
-            if encoder.is_new[place]:
-                one.begin(one.encode(own[spec.name]).items)
+            one.begin(one.encode(own[spec.name]).items)
         else:
             tasks[spec.name] = TagTask(encoder, place)
     return Built(

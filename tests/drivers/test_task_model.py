@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,14 +18,14 @@ CLASSES = TaskHead("kinds", "classify", ("one", "two", "three"))
 NAMES = TaskHead("names", "tag", ("O", "B-x", "I-x", "B-y", "I-y"), reads_case=True)
 
 
-def task_folder(tiny_bert: Path, folder: Path, *heads: TaskHead, centres: Any = None) -> Path:
+def task_folder(tiny_bert: Path, folder: Path, *heads: TaskHead) -> Path:
     """A task model of random weights, its body the base's."""
     folder.mkdir()
     torch.manual_seed(1)
     network = encoder_net.new_network(encoder_net.load_body(tiny_bert, device="cpu"), heads)
     for weights in network["heads"].parameters():
         torch.nn.init.normal_(weights)  # answers that differ
-    encoder_net.save_heads(network, folder, centres=centres)
+    encoder_net.save_heads(network, folder)
     write_settings(folder, method="full", base="tiny", max_length_tokens=32, heads=heads)
     return folder
 

@@ -1,4 +1,4 @@
-"""Encoder objectives on a tiny random BERT: they learn, what they write serves, bad rows are told."""
+"""Encoder objectives on a tiny BERT: they learn, what they write serves, bad rows are told."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build_of(
     return built, built.task.encode(rows).items
 
 
-# --- what is learnt is written, and serves ----------------------------------------------------------
+# --- what is learnt is written, and serves --------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "dora", "ia3"])
@@ -137,7 +137,7 @@ def test_tasks_of_a_mixture_share_a_body_and_are_scored_each(
     assert len(served.classify(["alpha"], task="kinds")[0]) == 3
 
 
-# --- steps ------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("module", "rows"), [(classify, labelled()), (tag, tagged())])
@@ -166,7 +166,7 @@ def test_higher_temperatures_make_shares_more_equal() -> None:
     assert warm == pytest.approx({"a": 0.75, "b": 0.25})
 
 
-# --- going on from a version ------------------------------------------------------------------------
+# --- going on from a version ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,9 @@ def test_a_version_learns_new_labels_and_keeps_its_old_ones(
         parent=str(parent),
         parent_kind="task",
     )
+    learnt, kept = (one.model["heads"][0]["linear"].weight for one in (built, again))
+    assert kept.shape[0] == 3 and torch.equal(kept[:2], learnt)
     old = again.task.encode(labelled(WORDS[:1])).items
-    assert again.task.evaluate(again.model, old, batch_size=4).metrics["accuracy"] == 1.0
     train(again, (*items, *old))
     again.save(child)
     served = TaskModel(child, tiny_bert)
@@ -208,7 +209,7 @@ def test_a_classifier_can_go_on_from_a_trained_embedder(tiny_bert: Path, tmp_pat
         assert torch.equal(weights, trained[name])
 
 
-# --- rows that do not fit -----------------------------------------------------------------------------
+# --- rows that do not fit -------------------------------------------------------------------------
 
 
 def refusal(act: Callable[[], object]) -> SyscallError:

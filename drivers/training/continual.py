@@ -1,0 +1,155 @@
+"""Learning one thing after another without forgetting: replay, averaging, what was forgotten.
+
+Owns a bounded buffer of earlier rows, their mixing into new ones, the mean of old and new weights,
+and the matrix of accuracies that tells how much was lost. Refuses to know objectives and steps.
+Adapters of their own for each task are `joining.py`.
+Sources: Chaudhry et al. 2019 (replay from a tiny memory, arXiv 1902.10486), Wortsman et al. 2022
+(weight averaging, arXiv 2109.01903), Chaudhry et al. 2018 (forgetting, arXiv 1801.10112).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llmos.drivers.rows.content import labels_of
+from llmos.drivers.rows.kinds import Row
+from llmos.syscalls.errors import SyscallError
+
+if TYPE_CHECKING:
+    import torch
+
+R = TypeVar("R", bound=Row)
+
+
+# --- replay ---------------------------------------------------------------------------------------
+
+
+class ReplayBuffer:
+    """At most so many rows of all that was learnt, each label's share as equal as they allow.
+
+    Which rows are kept depends on the seed and on the rows, not on how often one was added.
+    """
+
+    def __init__(self, capacity: int, *, seed: int = 0) -> None:
+        if capacity < 1:
+            raise SyscallError("invalid", "a replay buffer holds one row or more", field="capacity")
+        self._capacity = capacity
+        self._random = random.Random(seed)
+        self._by_label: dict[str, list[Row]] = {}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take in the rows of a task; of labels that have too many, some make room."""
+        shuffled = list(rows)
+        self._random.shuffle(shuffled)
+        for row in shuffled:
+            self._by_label.setdefault(_key(row), []).append(row)
+        while len(self) > self._capacity:
+            max(self._by_label.values(), key=len).pop()
+
+    def rows(self) -> list[Row]:
+        """What is held, label by label."""
+        return [row for rows in self._by_label.values() for row in rows]
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self._by_label.values())
+
+
+def with_replay(
+    rows: Sequence[R], earlier: Sequence[Sequence[R]], *, share: float, seed: int
+) -> list[R]:
+    """New rows, and as many earlier ones that `share` of all are such, equally many of each task.
+
+    A task with too few rows gives all it has, and each row at most once.
+    """
+    wanted = round(len(rows) * share / (1 - share))
+    drawn: list[R] = []
+    # The smallest first, so that what it cannot give is asked of the others.
+    ordered = sorted(earlier, key=len)
+    for place, task in enumerate(ordered):
+        due = (wanted - len(drawn)) / (len(ordered) - place)
+        drawn += random.Random(f"{seed} {place}").sample(list(task), min(round(due), len(task)))
+    return [*rows, *drawn]
+
+
+def _key(row: Row) -> str:
+    """What replay keeps in balance: a row's label, or the kinds of its entities."""
+    return " ".join(sorted(labels_of(row)))
+
+
+# --- averaging ------------------------------------------------------------------------------------
+
+
+def snapshot(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of a model's trainable weights, by name."""
+    return {
+        name: weights.detach().clone()
+        for name, weights in model.named_parameters()
+        if weights.requires_grad
+    }
+
+
+def average(model: Any, before: Mapping[str, torch.Tensor], share: float) -> None:
+    """Mix a model's trainable weights with what they were, of which `share` is taken."""
+    import torch
+
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name in before:
+                weights.lerp_(before[name], share)
+
+
+# --- forgetting -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ForgettingMatrix:
+    """Accuracy on each task after each was learnt: `rows[after][task]`, tasks in learning order."""
+
+    tasks: list[str] = field(default_factory=list[str])
+    rows: list[list[float]] = field(default_factory=list[list[float]])
+
+    def learnt(self, task: str, accuracies: Sequence[float]) -> None:
+        """Note the accuracies on all tasks so far, `task` being the one just learnt."""
+        self.tasks.append(task)
+        if len(accuracies) != len(self.tasks):
+            raise ValueError(f"{len(accuracies)} accuracies for {len(self.tasks)} tasks")
+        self.rows.append(list(accuracies))
+
+    @property
+    def final(self) -> float:
+        """The mean accuracy on all tasks after the last."""
+        return sum(self.rows[-1]) / len(self.rows[-1])
+
+    @property
+    def forgetting(self) -> float:
+        """How far a task is below its best by the end, on average over all but the last task."""
+        lost = [
+            max(row[task] for row in self.rows[task:]) - self.rows[-1][task]
+            for task in range(len(self.tasks) - 1)
+        ]
+        return sum(lost) / len(lost) if lost else 0.0
+
+    def picture(self, path: Path, *, title: str) -> None:
+        """Draw the matrix as a heat map, PNG or SVG by the path's ending. Raises: OSError."""
+        from matplotlib.figure import Figure
+
+        count = len(self.tasks)
+        figure = Figure(figsize=(1.5 + 0.8 * count, 1.2 + 0.6 * count), layout="constrained")
+        axes = figure.add_subplot()
+        padded = [[*row, *[float("nan")] * (count - len(row))] for row in self.rows]
+        image = axes.imshow(padded, vmin=0.0, vmax=1.0, cmap="viridis")
+        for after, row in enumerate(self.rows):
+            for task, value in enumerate(row):
+                shade = "black" if value > 0.6 else "white"
+                axes.text(task, after, f"{value:.2f}", ha="center", va="center", color=shade)
+        axes.set_xticks(range(count), self.tasks, rotation=45, ha="right")
+        axes.set_yticks(range(count), self.tasks)
+        axes.set_xlabel("accuracy on")
+        axes.set_ylabel("after learning")
+        axes.set_title(f"{title}: final {self.final:.3f}, forgetting {self.forgetting:.3f}")
+        figure.colorbar(image)
+        figure.savefig(path)
