@@ -118,9 +118,7 @@ def _episode(task: ToolTask, outcome: JsonObject, specs: Sequence[ToolSpec]) -> 
         "kind": task.kind,
         "said": outcome["said"],
         "reward": float(task.is_solved_by(outcome["tool"], outcome["result"])),
-        "messages": [
-            message.model_dump(mode="json", exclude_defaults=True) for message in messages
-        ],
+        "messages": [{"role": message.role, "content": message.text} for message in messages],
     }
 
 
