@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llmos import cli_memory
+from llmos import cli_data, cli_memory
 from llmos.command_line import AsJson, ConfigFile, Model, Offline, Policy, command, configured
 
 app = typer.Typer(
@@ -276,6 +276,7 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
 
 
 app.add_typer(cli_memory.app)
+app.add_typer(cli_data.app)
 
 
 def main() -> None:
