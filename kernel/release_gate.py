@@ -7,7 +7,6 @@ metric comes about (`Measure` is told the version and the set) and what a promot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -92,9 +91,6 @@ def _metric(measured: Measured, check: GateCheck) -> float:
 
 def _problems(check: GateCheck, value: float, current: float | None) -> Iterable[str]:
     """What a check does not let pass, each with by how much."""
-    if not math.isfinite(value):
-        yield f"{check.metric} is {value}"
-        return
     if check.at_least is not None and value < check.at_least:
         short = check.at_least - value
         yield f"{check.metric} is {value:.4g}, {short:.4g} under {check.at_least:.4g}"
