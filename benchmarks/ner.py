@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.form import Floor, main_with
@@ -22,16 +24,22 @@ from llmos.drivers.rows.splits import Split, split
 SEEDS = (0, 1, 2)
 SHARED: Mapping[str, Any] = {
     "objective": "tag",
-    "batch_size": 16,
-    "micro_batch": 8,
+    "batch_size": 32,
+    "micro_batch": 16,
     "max_length_tokens": 128,
     "dropout": 0.1,
     "weight_decay": 0.01,
     "warmup_share": 0.1,
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "full": {"method": "full", "epochs": 5.0, "learning_rate": 1.5e-4, "layer_decay": 0.9},
-    "lora": {"method": "lora", "epochs": 6.0, "learning_rate": 2e-3, "rank": 16},
+    "full": {
+        "method": "full",
+        "epochs": 4.0,
+        "learning_rate": 4e-4,
+        "layer_decay": 0.9,
+        "freeze": ("embeddings",),
+    },
+    "lora": {"method": "lora", "epochs": 5.0, "learning_rate": 3e-3, "rank": 16},
 }
 
 
@@ -41,9 +49,11 @@ def rows() -> Split[Any]:
     return split(found, eval_share=0.1, test_share=0.15, seed=0, stratify=True)
 
 
-def run(method: str, seed: int, chosen: Sequence[Any], judged: Sequence[Any]) -> dict[str, Any]:
+def run(
+    method: str, seed: int, chosen: Sequence[Any], judged: Sequence[Any], state: Path | None
+) -> dict[str, Any]:
     """One run: entity F1 and the table of entity types on rows that were not trained on."""
-    trained = train(chosen, **SHARED, **METHODS[method], seed=seed)
+    trained = train(chosen, state=state, **SHARED, **METHODS[method], seed=seed)
     measured = trained.score(judged)
     said: list[Any] = measured.predictions
     scores = score_entities([one["tags"] for one in said], [one["predicted"] for one in said])
@@ -74,10 +84,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"train_rows": len(chosen), "test_rows": len(judged)}
     side = "dev" if options.dev else "test"
     for method in METHODS:
-        found = [
-            kept.get(f"{side} {method} {seed}", lambda m=method, s=seed: run(m, s, chosen, judged))
-            for seed in seeds
-        ]
+        found: list[dict[str, Any]] = []
+        for seed in seeds:
+            part = f"{side}-{method}-{seed}"
+            once = partial(run, method, seed, chosen, judged, kept.state(part))
+            found.append(kept.get(part, once))
         f1 = [one["f1"] for one in found]
         figures |= {
             f"{method}_f1": round(statistics.median(f1), 4),

@@ -23,6 +23,7 @@ from llmos.memory.model_store import ModelStore
 
 DATA = Path(__file__).parent / "data"
 ENCODER = "minilm"
+_SAVE_EVERY_S = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,49 @@ def encoder_folder() -> str:
     return str(ModelStore().path(ENCODER))
 
 
-def train(rows: Sequence[Any], **settings: Any) -> Trained:
-    """Train on rows, with a job's settings. Raises: SyscallError."""
+def train(rows: Sequence[Any], *, state: Path | None = None, **settings: Any) -> Trained:
+    """Train on rows, with a job's settings.
+
+    What was reached is kept in the file `state` now and then: a run that was cut short goes on from
+    there. Raises: SyscallError.
+    """
     job = TrainJob.model_validate(
         {"base": encoder_folder(), "base_name": ENCODER, "output": "", **settings}
     )
     built = builder(job)(job, "cpu", Rows(rows, (), ()))
     run = Run(built, built.task.encode(rows).items, job, device="cpu")
-    started = time.perf_counter()
+    before_s = 0.0 if state is None else _restore(run, state)
+    started = saved = time.perf_counter()
     while run.step < run.steps:
         run.take_step()
-    return Trained(built, run.steps, time.perf_counter() - started)
+        now = time.perf_counter()
+        if state is not None and now - saved > _SAVE_EVERY_S:
+            saved = now
+            _save(run, state, before_s + now - started)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return Trained(built, run.steps, before_s + time.perf_counter() - started)
+
+
+def _save(run: Run, state: Path, seconds: float) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    partial = state.with_suffix(".partial")
+    save_file({**run.state(), "seconds": torch.tensor(seconds)}, partial)
+    partial.replace(state)
+
+
+def _restore(run: Run, state: Path) -> float:
+    """Go on from a kept state; gives the seconds that it had taken."""
+    from safetensors.torch import load_file
+
+    if not state.exists():
+        return 0.0
+    tensors = load_file(state)
+    seconds = tensors.pop("seconds").item()
+    run.restore(tensors)
+    return seconds
 
 
 class Kept:
@@ -67,6 +100,10 @@ class Kept:
             for line in path.read_text().splitlines():
                 part = json.loads(line)
                 self._found[part["part"]] = part["figures"]
+
+    def state(self, part: str) -> Path | None:
+        """Where a part that trains keeps what it has reached; None when nothing is kept."""
+        return None if self._path is None else self._path.with_suffix(f".{part}.state")
 
     def get(self, part: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The figures of a part: kept ones, else measured now and kept."""
