@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from llmos.syscalls.calls import GateCheck
 from llmos.syscalls.errors import invalid
 from llmos.syscalls.recipe import NamedFields
 from llmos.syscalls.values import JsonObject
@@ -20,7 +21,10 @@ class Plan(NamedFields):
     lower bound of its gain over the version in use is more than `min_gain`. After `patience`
     versions in a row that were not, the loop ends. Rounds begin no nearer than `every_s`.
 
-    `settings` are fields of `Finetune`: what and how to train. `name` begins the names of versions.
+    `traces` are namespaces whose recorded episodes are learned from too, as far as they reached
+    `min_reward`; with `tasks` 0 nothing else is. `checks` are made besides before a promotion.
+
+    `settings` are fields of `Finetune`: how to train. `name` begins the names of versions.
     `data_share` of the rows is the most that one kind of task may have.
     """
 
@@ -31,7 +35,7 @@ class Plan(NamedFields):
     rounds: int | None = Field(default=3, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, ge=1)
-    tasks: int = Field(default=96, ge=1)
+    tasks: int = Field(default=96, ge=0)
     attempts: int = Field(default=6, ge=2)
     temperature: float = Field(default=0.8, gt=0, le=5)
     eval_tasks: int = Field(default=96, ge=4)
@@ -41,7 +45,16 @@ class Plan(NamedFields):
     patience: int = Field(default=2, ge=1)
     every_s: float = Field(default=0.0, ge=0)
     seed: int = Field(default=0, ge=0)
+    traces: tuple[str, ...] = ()
+    min_reward: float = 1.0
+    checks: tuple[GateCheck, ...] = ()
     settings: JsonObject = {}
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Self:
+        if not self.tasks and not self.traces:
+            raise ValueError("tasks: with 0 there must be traces to learn from")
+        return self
 
 
 def make_plan(fields: JsonObject) -> Plan:

@@ -16,7 +16,7 @@ from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject, Value
 
 FILE = "loop.jsonl"
-Verdict = Literal["promoted", "discarded", "too_little_data"]
+Verdict = Literal["promoted", "discarded", "refused", "too_little_data"]
 Ending = Literal["rounds", "seconds", "tokens", "patience"]
 
 
@@ -70,7 +70,7 @@ class TrainedVersion(Value):
 
 
 class Judged(Value):
-    """How a round ended; without a version it was not trained."""
+    """How a round ended; without a version it was not trained. `why` is a gate's refusal."""
 
     event: Literal["judged"] = "judged"
     round: int
@@ -78,6 +78,7 @@ class Judged(Value):
     version: str | None = None
     against: str | None = None
     gain: tuple[float, float, float] | None = None  # value and bounds
+    why: str = ""
 
     def interval(self) -> Interval | None:
         return None if self.gain is None else Interval(*self.gain)
@@ -165,7 +166,7 @@ class Record:
         for event in reversed(self.events):
             if isinstance(event, Judged) and event.verdict == "promoted":
                 break
-            count += isinstance(event, Judged) and event.verdict == "discarded"
+            count += isinstance(event, Judged) and event.verdict in ("discarded", "refused")
         return count
 
     @property

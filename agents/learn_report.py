@@ -41,6 +41,7 @@ _WHY = {
 _VERDICTS = {
     "promoted": "promoted",
     "discarded": "discarded",
+    "refused": "refused by the gate",
     "too_little_data": "too little data yet",
 }
 _WIDTH, _HEIGHT, _MARGIN = 640, 260, 46

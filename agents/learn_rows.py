@@ -55,3 +55,26 @@ def written(rows: Sequence[LearnRow]) -> str:
 def read(text: str) -> list[LearnRow]:
     """The inverse of `written`."""
     return [LearnRow(**json.loads(line)) for line in text.splitlines()]
+
+
+def from_traces(text: str) -> list[JsonObject]:
+    """Rows that were made of traces, as episodes that were right; the kind says where from."""
+    episodes: list[JsonObject] = []
+    for line in text.splitlines():
+        messages: list[JsonObject] = json.loads(line)["messages"]
+        asked = [message for message in messages[:-1] if message["role"] == "user"]
+        episodes.append(
+            {
+                "task": _text(asked[-1]) if asked else "",
+                "kind": "traces",
+                "said": _text(messages[-1]),
+                "reward": 1.0,
+                "messages": messages,
+            }
+        )
+    return episodes
+
+
+def _text(message: JsonObject) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -14,6 +14,7 @@ a report too. Refuses to know what the tasks are, and how weights change.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -33,10 +34,11 @@ from llmos.agents.learn_record import (
     Record,
     Started,
     TrainedVersion,
+    Verdict,
 )
 from llmos.agents.learn_report import html_report, markdown_report
-from llmos.agents.learn_rows import LearnRow, balanced, kept, read, written
-from llmos.agents.learn_statistics import gain, success_rate
+from llmos.agents.learn_rows import LearnRow, balanced, from_traces, kept, read, written
+from llmos.agents.learn_statistics import Interval, gain, success_rate
 from llmos.syscalls.calls import Finetune
 from llmos.syscalls.errors import Killed, SyscallError, invalid
 from llmos.syscalls.rights import Quota
@@ -103,7 +105,7 @@ class _Loop:
     async def note(self, event: Event) -> None:
         """Keep an event, tell of it, and bring the report up to date."""
         await self.record.add(event)
-        await self.os.print(event.model_dump_json(exclude={"outcomes", "kinds"}))
+        await self.os.print(json.dumps(_shown(event), ensure_ascii=False))
         title = f"{self.plan.name}: learning by {self.plan.practice}"
         await self.os.write_text(
             f"{self.folder}/report.md", markdown_report(title, self.record.events)
@@ -143,25 +145,25 @@ class _Loop:
 
     async def _collect(self, number: int) -> Collected:
         """Let the agent try new tasks, and keep what was right."""
-        plan = self.plan
         earlier = await self._rows_until(number - 1)
-        shown = earlier[-_WORKED_SHOWN:]
         started = time.monotonic()
-        value = await self._practise(
-            split="train",
-            count=plan.tasks,
-            seed=plan.seed + number,
-            attempts=plan.attempts,
-            temperature=plan.temperature,
-            worked=[{"task": row.task, "said": row.said} for row in shown],
-        )
-        episodes: list[JsonObject] = value["episodes"]
-        rows = kept(episodes, earlier)
+        tried: JsonObject = {"episodes": [], "tokens": 0}
+        if self.plan.tasks:
+            tried = await self._practise(
+                split="train",
+                count=self.plan.tasks,
+                seed=self.plan.seed + number,
+                attempts=self.plan.attempts,
+                temperature=self.plan.temperature,
+                worked=[{"task": r.task, "said": r.said} for r in earlier[-_WORKED_SHOWN:]],
+            )
+        episodes: list[JsonObject] = tried["episodes"]
+        rows = kept([*episodes, *await self._traced(number)], earlier)
         await self.os.write_text(self._rows_path(number), written(rows))
         total = len(earlier) + len(rows)
         event = Collected(
             round=number,
-            tried=plan.tasks,
+            tried=self.plan.tasks,
             attempts=len(episodes),
             solved=len({one["task"] for one in episodes if one["reward"] > 0}),
             rows=len(rows),
@@ -169,10 +171,18 @@ class _Loop:
             all_rows=total,
             untrained_rows=total - self.record.last_trained_rows(),
             seconds=round(time.monotonic() - started, 2),
-            tokens=value["tokens"],
+            tokens=tried["tokens"],
         )
         await self.note(event)
         return event
+
+    async def _traced(self, number: int) -> list[JsonObject]:
+        """What other agents did well, as episodes; those who consented to it."""
+        if not self.plan.traces:
+            return []
+        name = f"traces-{number:03}.jsonl"
+        await self.os.trace_data(self.plan.traces, min_reward=self.plan.min_reward, path=name)
+        return from_traces(await self.os.read_text(name))
 
     async def _train(self, number: int) -> TrainedVersion:
         """Train a version on all rows so far, unless an interrupted run had it trained already."""
@@ -210,18 +220,31 @@ class _Loop:
         before = await self._measure(against, number)
         after = await self._measure(trained.version, number)
         found = gain(before.outcomes, after.outcomes)
-        is_better = found.low > self.plan.min_gain
-        if is_better:
-            await self.os.model_promote(trained.version)
+        verdict: Verdict = "discarded"
+        why = ""
+        if found.low > self.plan.min_gain:
+            verdict, why = await self._promote(trained.version, found)
         await self.note(
             Judged(
                 round=number,
-                verdict="promoted" if is_better else "discarded",
+                verdict=verdict,
                 version=trained.version,
                 against=against,
                 gain=found,
+                why=why,
             )
         )
+
+    async def _promote(self, version: str, found: Interval) -> tuple[Verdict, str]:
+        """Ask for a promotion; the gate of the slot and the plan's checks may refuse it."""
+        reason = f"gain {found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        try:
+            await self.os.model_promote(version, checks=self.plan.checks, reason=reason)
+        except SyscallError as problem:
+            if problem.code != "refused":
+                raise
+            return "refused", problem.message
+        return "promoted", ""
 
     # --- parts of a round -------------------------------------------------------------------------
 
@@ -316,6 +339,14 @@ def _checked(record: Record, fields: JsonObject) -> Plan:
             field="folder",
         )
     return plan
+
+
+def _shown(event: Event) -> JsonObject:
+    """An event for whoever watches: rates in place of every single outcome."""
+    shown = event.model_dump(mode="json", exclude={"outcomes", "kinds"})
+    if isinstance(event, Measured):
+        shown["success"] = success_rate(event.outcomes)._asdict()
+    return shown
 
 
 def _now() -> str:

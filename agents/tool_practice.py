@@ -22,6 +22,7 @@ from llmos.agents.shots import by_nearness
 from llmos.agents.tool_agent import TOOL_NAMES, conversation, offered, tool_agent
 from llmos.agents.tool_tasks import Split, ToolTask, tasks
 from llmos.syscalls.content import assistant
+from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import ToolSpec
 from llmos.syscalls.values import JsonObject
 
@@ -100,7 +101,23 @@ async def _turn(
         )
         for task in tried
     ]
-    return await os.results(pids)
+    done: list[Any] = await os.results(pids)
+    await _tell(os, tried, pids, done)
+    return done
+
+
+async def _tell(
+    os: OS, tried: Sequence[ToolTask], pids: Sequence[int], done: Sequence[JsonObject]
+) -> None:
+    """Say of each attempt how it turned out, where its traces are kept."""
+    for task, pid, one in zip(tried, pids, done, strict=True):
+        is_right = task.is_solved_by(one["tool"], one["result"])
+        try:
+            await os.outcome(pid, verdict="pass" if is_right else "fail", task=task.text)
+        except SyscallError as problem:
+            if problem.code != "not_found":
+                raise
+            return  # nobody consented: nothing is kept of any of them
 
 
 def _held_to(turn: int, seed: int) -> tuple[str, ...]:
