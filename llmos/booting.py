@@ -43,6 +43,7 @@ from llmos.drivers.opening import (
 )
 from llmos.drivers.sentence_folder import dimensions as embedding_dimensions
 from llmos.drivers.sentence_folder import identity as embedding_identity
+from llmos.drivers.task_folder import BODY, read_task
 from llmos.kernel.adapter_slots import AdapterLimits
 from llmos.kernel.budget import Prices
 from llmos.kernel.clock import Clock
@@ -130,6 +131,7 @@ def settings_of(config: Config) -> Settings:
             reopen=_embedding_reopener(embedding, store),
             cache_bytes=embedding.cache_bytes,
             cache_disk_bytes=embedding.cache_disk_bytes,
+            weights=lambda: store.find(embedding.source),
         ),
         reranker=None if config.reranker is None else _reranker(config.reranker, store),
         tasks=TaskSetting(open=_task_opener(config, store), memory_bytes=config.serving.task_bytes),
@@ -293,8 +295,10 @@ def _task_opener(config: Config, store: ModelStore) -> Callable[[Path, str | Non
     embedding = config.embedding
 
     def open_model(folder: Path, base: str | None) -> Labeller:
-        is_configured = base in (None, embedding.name, embedding.source)
-        encoder = store.find(embedding.source if is_configured else str(base))
+        encoder = None
+        if read_task(folder).layout != BODY:
+            is_configured = base in (None, embedding.name, embedding.source)
+            encoder = store.find(embedding.source if is_configured else str(base))
         return open_task_model(folder, encoder, device=config.serving.device)
 
     return open_model

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llmos import cli_data, cli_memory
+from llmos import cli_data, cli_label, cli_memory
 from llmos.command_line import AsJson, ConfigFile, Model, Offline, Policy, command, configured
 
 app = typer.Typer(
@@ -275,6 +275,8 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
     return examine(config, as_json=as_json)
 
 
+app.command()(cli_label.classify)
+app.command()(cli_label.tag)
 app.add_typer(cli_memory.app)
 app.add_typer(cli_data.app)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmos.agents.handle import OS
     from llmos.kernel.kernel import Kernel
 
-PROGRAMS = ("http.chat", "http.completion", "http.embedding")
+PROGRAMS = ("http.chat", "http.completion", "http.embedding", "http.classify", "http.tag")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmos import http_process, openai_answers
+from llmos import http_process, label_api, openai_answers
 from llmos.booting import boot
 from llmos.http_stream import EventStream, results, while_connected
 from llmos.kernel.settings import ANY
+from llmos.label_api import ClassifyRequest, TagRequest
 from llmos.openai_answers import Answer, ChatAnswer, CompletionAnswer
 from llmos.openai_api import (
     ChatRequest,
@@ -41,8 +42,9 @@ from llmos.openai_api import (
     parse,
 )
 from llmos.openai_calls import Target, chat_calls, completion_calls
-from llmos.syscalls.calls import Embed, Generate
+from llmos.syscalls.calls import Classify, Embed, Generate, Tag
 from llmos.syscalls.errors import ConfigError, SyscallError
+from llmos.syscalls.learning_results import Classified, Tagged
 from llmos.syscalls.results import Embedded, Generated, ModelVersion
 from llmos.syscalls.values import JsonValue
 
@@ -51,9 +53,11 @@ if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
 
 T = TypeVar("T")
+L = TypeVar("L", Classified, Tagged)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 GRACE_S = 10
+_NOT_GENERATING = frozenset({"embedding", "task"})
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -77,6 +81,8 @@ def create_app(
             Route("/v1/chat/completions", face.chat, methods=["POST"]),
             Route("/v1/completions", face.completion, methods=["POST"]),
             Route("/v1/embeddings", face.embedding, methods=["POST"]),
+            Route("/v1/classify", face.classify, methods=["POST"]),
+            Route("/v1/tag", face.tag, methods=["POST"]),
         ],
         middleware=[] if hosts is None else [Middleware(_KnownHosts, hosts=hosts)],
         exception_handlers={
@@ -233,6 +239,29 @@ class _Face:
             )
         return _json(openai_answers.embeddings(embedded, asked.encoding_format))
 
+    async def classify(self, request: Request) -> Response:
+        asked = parse(ClassifyRequest, await self._body(request))
+        found = await self._labelled(request, asked.call(), Classified)
+        return _gone() if found is None else _json(label_api.classified(found))
+
+    async def tag(self, request: Request) -> Response:
+        asked = parse(TagRequest, await self._body(request))
+        found = await self._labelled(request, asked.call(), Tagged)
+        return _gone() if found is None else _json(label_api.tagged(found))
+
+    async def _labelled(self, request: Request, call: Classify | Tag, shape: type[L]) -> L | None:
+        """A task model's answer; None when the client has gone."""
+        job = self._programs.request(
+            f"http.{call.op}",
+            f"{call.op}-{uuid.uuid4().hex}",
+            [call],
+            client=_client(request),
+            user=_host(request),
+            model=call.model,
+        )
+        found = await while_connected(results(job, shape), request.receive)
+        return None if found is None else found[0]
+
     async def _generate(
         self,
         request: Request,
@@ -263,8 +292,8 @@ class _Face:
             return Target(name, name)
         versions = {version.name: version for version in await self._kernel.os.model_list()}
         version = versions.get(name)
-        if version is None or version.kind == "embedding":
-            known = [known.name for known in versions.values() if known.kind != "embedding"]
+        if version is None or version.kind in _NOT_GENERATING:
+            known = [one.name for one in versions.values() if one.kind not in _NOT_GENERATING]
             raise _unknown(name, known)
         if version.kind == "adapter":
             return Target(
