@@ -1,31 +1,22 @@
-"""Learning one thing after another without forgetting: replay, averaging, what was forgotten.
+"""Learning one thing after another: rows kept for replay, and what was forgotten all the same.
 
-Owns a bounded buffer of earlier rows, their mixing into new ones, the mean of old and new weights,
-and the matrix of accuracies that tells how much was lost. Refuses to know objectives and steps.
-Adapters of their own for each task are `joining.py`.
-Sources: Chaudhry et al. 2019 (replay from a tiny memory, arXiv 1902.10486), Wortsman et al. 2022
-(weight averaging, arXiv 2109.01903), Chaudhry et al. 2018 (forgetting, arXiv 1801.10112).
+Owns a bounded buffer of earlier rows, and the matrix of accuracies that tells how much was lost.
+Refuses to know objectives and steps. Which rows a job replays is `gathering.py`'s, the averaging of
+weights `course.py`'s, adapters of their own for each task `joining.py`'s.
+Sources: Chaudhry et al. 2019 (replay from a tiny memory, arXiv 1902.10486) and 2018 (forgetting,
+arXiv 1801.10112).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos.drivers.rows.content import labels_of
 from llmos.drivers.rows.kinds import Row
 from llmos.syscalls.errors import SyscallError
-
-if TYPE_CHECKING:
-    import torch
-
-R = TypeVar("R", bound=Row)
-
-
-# --- replay ---------------------------------------------------------------------------------------
 
 
 class ReplayBuffer:
@@ -58,51 +49,9 @@ class ReplayBuffer:
         return sum(len(rows) for rows in self._by_label.values())
 
 
-def with_replay(
-    rows: Sequence[R], earlier: Sequence[Sequence[R]], *, share: float, seed: int
-) -> list[R]:
-    """New rows, and as many earlier ones that `share` of all are such, equally many of each task.
-
-    A task with too few rows gives all it has, and each row at most once.
-    """
-    wanted = round(len(rows) * share / (1 - share))
-    drawn: list[R] = []
-    # The smallest first, so that what it cannot give is asked of the others.
-    ordered = sorted(earlier, key=len)
-    for place, task in enumerate(ordered):
-        due = (wanted - len(drawn)) / (len(ordered) - place)
-        drawn += random.Random(f"{seed} {place}").sample(list(task), min(round(due), len(task)))
-    return [*rows, *drawn]
-
-
 def _key(row: Row) -> str:
     """What replay keeps in balance: a row's label, or the kinds of its entities."""
     return " ".join(sorted(labels_of(row)))
-
-
-# --- averaging ------------------------------------------------------------------------------------
-
-
-def snapshot(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of a model's trainable weights, by name."""
-    return {
-        name: weights.detach().clone()
-        for name, weights in model.named_parameters()
-        if weights.requires_grad
-    }
-
-
-def average(model: Any, before: Mapping[str, torch.Tensor], share: float) -> None:
-    """Mix a model's trainable weights with what they were, of which `share` is taken."""
-    import torch
-
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if name in before:
-                weights.lerp_(before[name], share)
-
-
-# --- forgetting -----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

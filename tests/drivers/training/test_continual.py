@@ -1,4 +1,4 @@
-"""Continual learning: what replay draws, what averaging leaves, what counts as forgotten."""
+"""Continual learning: what a buffer keeps, what counts as forgotten."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.drivers.rows.kinds import LabelledRow
-from llmos.drivers.training.continual import (
-    ForgettingMatrix,
-    ReplayBuffer,
-    average,
-    snapshot,
-    with_replay,
-)
+from llmos.drivers.training.continual import ForgettingMatrix, ReplayBuffer
 from llmos.syscalls.errors import SyscallError
 
 
@@ -41,27 +34,6 @@ def test_a_buffer_keeps_within_its_capacity_and_in_balance(sizes: list[int], cap
 def test_a_buffer_of_nothing_is_refused() -> None:
     with pytest.raises(SyscallError, match="one row or more"):
         ReplayBuffer(0)
-
-
-def test_replay_is_the_asked_share_equally_many_of_each_task() -> None:
-    earlier = [rows("a", 100), rows("b", 100), rows("c", 4)]
-    mixed = with_replay(rows("new", 80), earlier, share=0.2, seed=0)
-    counts = Counter(row.label for row in mixed)
-    assert counts == {"new": 80, "a": 8, "b": 8, "c": 4}
-    assert len(set(mixed)) == len(mixed)
-    assert mixed == with_replay(rows("new", 80), earlier, share=0.2, seed=0)
-    assert mixed != with_replay(rows("new", 80), earlier, share=0.2, seed=1)
-
-
-def test_averaging_moves_trainable_weights_towards_what_they_were() -> None:
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    before = snapshot(model)
-    assert set(before) == {"weight"}
-    with torch.no_grad():
-        model.weight += 1.0
-    average(model, before, 0.25)
-    assert torch.allclose(model.weight, before["weight"] + 0.75)
 
 
 def test_forgetting_is_measured_from_the_best(tmp_path: Path) -> None:
