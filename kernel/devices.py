@@ -309,6 +309,10 @@ class Devices:
         for engine in self._engines.values():
             engine.end_domain(domain)
 
+    def are_computing(self) -> bool:
+        """Whether a model on this machine has work now."""
+        return any(isinstance(one, Engine) and one.is_busy for one in self._engines.values())
+
     def infos(self) -> tuple[DeviceInfo, ...]:
         """Every configured device, opened or not."""
         found: list[DeviceInfo] = []

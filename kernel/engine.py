@@ -87,6 +87,11 @@ class Engine:
     def model(self) -> ModelInfo:
         return self.driver.info
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a generation waits or runs here."""
+        return self._queued > 0
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text; any thread. Raises: SyscallError("device")."""
         return self._asked(lambda: self.driver.tokenize(text))

@@ -319,6 +319,8 @@ class Kernel:
             return self.tracer.newest(call.limit, pids={call.pid})
         if process.capabilities.observe_any:
             return self.tracer.newest(call.limit)
+        for tell in target.on_nice or ():
+            tell(call.nice)
         pids = {p.pid for p in self.table if self.table.descends(p, process)}
         return self.tracer.newest(call.limit, pids=pids)
 

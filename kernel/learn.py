@@ -1,43 +1,63 @@
 """Training jobs: a call becomes a worker's job, a worker's events become a version.
 
-Owns the folder of jobs: `NAME/` holds a finetune's job, rows, log and adapter. The training itself
-is `drivers/training/worker.py`, in an OS process of its own and behind inference. Refuses to know
-processes of the kernel and their signals (`learning.py`). Event-loop thread only.
+Owns the jobs' order and what happens when a worker dies. The training itself is
+`drivers/training/worker.py`, in an OS process of its own and behind inference; a job's folder is
+`job_folder.py`. Refuses to know processes of the kernel and their signals (`learning.py`).
+Event-loop thread only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 from llmos.drivers.training import worker as training_worker
-from llmos.drivers.training.worker import EvaluateJob, TrainJob
+from llmos.drivers.training.job import EvaluateJob, TrainJob
+from llmos.drivers.training.methods import check_method
+from llmos.drivers.training.provenance import code_version
+from llmos.kernel.job_folder import FolderErrors, JobFolder, settings_of, write_rows
+from llmos.kernel.job_record import KEPT_EVENTS, JobRecord, OnProgress
 from llmos.kernel.worker import Worker
+from llmos.kernel.yielding import Yielding
 from llmos.memory.registry import Registry
-from llmos.syscalls.calls import Evaluate, Example, Finetune
-from llmos.syscalls.errors import ErrorValue, SyscallError
-from llmos.syscalls.results import Evaluated, ModelVersion, Trained
+from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.evaluation import Evaluate
+from llmos.syscalls.evaluation_results import Evaluated
+from llmos.syscalls.learning import Finetune
+from llmos.syscalls.learning_results import ModelVersion, Trained
+from llmos.syscalls.recipe import Recipe
 from llmos.syscalls.values import JsonObject
 
-OBJECTIVES = ("instruct",)
-METHODS = ("lora",)
 GRACE_S = 10.0  # from SIGTERM to SIGKILL: a training step and a checkpoint, on most machines
+RESTARTS = 3  # of a worker that is killed, without a new checkpoint between
+NICE = 10  # of a worker whose process asks for nothing else
 
-OnProgress = Callable[[JsonObject], None]
+
+class Base(NamedTuple):
+    """What a job starts from: the base's name and weights."""
+
+    name: str
+    weights: Path
+
+
+class ResolveBase(Protocol):
+    """Finds the base of a name (None: the default one) that an objective trains."""
+
+    def __call__(self, name: str | None, objective: str, /) -> Base: ...
 
 
 class LearnJobs:
     """All training jobs of a kernel; one trains at a time and the others queue.
 
-    `resolve_base` gives the name of a base and where its weights are. `threads` None is half of
-    the processors, so that inference keeps the other half.
+    `threads` None is half of the processors, so that inference keeps the other half. `is_busy`
+    tells whether inference has work now, for the workers to give way to.
     """
 
     def __init__(
@@ -45,87 +65,136 @@ class LearnJobs:
         *,
         folder: Path,
         registry: Registry,
-        resolve_base: Callable[[str | None], tuple[str, Path]],
+        resolve_base: ResolveBase,
         threads: int | None = None,
         grace_s: float = GRACE_S,
+        is_busy: Callable[[], bool] | None = None,
     ) -> None:
         self._folder = folder
         self._registry = registry
         self._resolve_base = resolve_base
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._grace_s = grace_s
+        self._is_busy = is_busy
         self._workers: dict[str, Worker] = {}
+        self._held: set[str] = set()
+        self._names: set[str] = set()
         self._turn = asyncio.Lock()
 
-    async def finetune(self, call: Finetune, *, on_progress: OnProgress) -> Trained:
-        """Train an adapter, hand on the worker's events, and register the result.
+    async def finetune(
+        self, call: Finetune, *, on_progress: OnProgress, nice: int = NICE
+    ) -> Trained:
+        """Train a version, hand on the worker's events, and register the result.
 
-        Cancelling this ends the worker (see `Worker.run`): an adapter that it had saved stays in
-        the job's folder, as the last "checkpoint" event said, and is not registered. A job of the
-        same name starts over.
-        Raises: SyscallError: "not_available" for an objective or method, "invalid" for a name in
-        use or bad data, "busy" for a name that trains now, "failed" when training fails.
+        A job that stopped anywhere (killed, cancelled, the kernel gone) goes on from its last
+        checkpoint when the same call comes again. A worker that a signal killed is started again,
+        at most `RESTARTS` times without a new checkpoint. Cancelling this ends the worker (see
+        `Worker.run`): the best version so far stays in the job's folder and is not registered.
+        Raises: SyscallError: "not_available" for an objective, method or device, "invalid" for a
+        name in use, another job's name or bad data, "busy" for a name that trains now, "failed"
+        when training fails, "storage".
         """
-        _check_available("objective", call.objective, OBJECTIVES)
-        _check_available("method", call.method, METHODS)
-        if call.name in self._workers:
+        if call.name in self._names:
             raise SyscallError("busy", f"a job named {call.name} is training now", name=call.name)
-        folder = self._folder / call.name
-        worker = self._worker(folder)
-        self._workers[call.name] = worker
+        self._names.add(call.name)
         try:
+            check_method(call.method, device=call.device or "cuda")
             await asyncio.to_thread(self._check_unused, call.name)
             if self._turn.locked():
                 on_progress({"event": "queued"})
             async with self._turn:
-                base, weights = self._resolve_base(call.base)
-                job = await asyncio.to_thread(self._prepare_training, call, folder, weights)
-                record = _Record(on_progress)
-                await record.follow(worker)
-                version = _version(call, base, job, record)
-                version = await asyncio.to_thread(self._registry.add, version)
-                return record.trained(version)
+                return await self._train(call, on_progress, nice)
         finally:
-            del self._workers[call.name]
+            self._names.discard(call.name)
+            self._held.discard(call.name)
 
     async def evaluate(self, call: Evaluate) -> Evaluated:
-        """The loss of a base, or of an adapter on its base, over all rows.
+        """The loss of a base, or of a version on its base, over all rows.
 
-        Without an adapter it is the base itself that is measured, whatever is promoted.
+        Without a version it is the base itself that is measured, whatever is promoted.
         Raises: SyscallError: "unknown_model", "invalid" for bad data or rows that are too long,
         "failed".
         """
-        model, adapter = call.model, None
-        if call.adapter is not None:
-            adapter = await asyncio.to_thread(self._registry.get, call.adapter)
-            model = model or adapter.base
-        base, weights = self._resolve_base(model)
-        if adapter is not None and adapter.base != base:
-            raise SyscallError(
-                "invalid",
-                f"adapter: {adapter.name} was trained on {adapter.base}, not on {base}",
-                field="adapter",
-            )
+        base, version = await asyncio.to_thread(self._measured, call)
         folder = await asyncio.to_thread(self._scratch)
         try:
-            await asyncio.to_thread(self._prepare_evaluation, call, folder, weights, adapter)
-            record = _Record(lambda _: None)
-            await record.follow(self._worker(folder))
+            await asyncio.to_thread(self._prepare_evaluation, call, folder, base, version)
+            record = JobRecord(lambda _: None)
+            try:
+                await self._worker(folder / "job.json", folder / "worker.log").run(record.hear)
+            except SyscallError as died:
+                record.raise_told(died)
+                raise
             return record.evaluated()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self, name: str) -> None:
         """Hold a job's worker where it is; without effect when there is none."""
+        if name in self._names:
+            self._held.add(name)
         if worker := self._workers.get(name):
             worker.hold(True)
 
     def resume(self, name: str) -> None:
         """Let a held worker go on."""
+        self._held.discard(name)
         if worker := self._workers.get(name):
             worker.hold(False)
 
-    # --- preparing a job; worker threads ----------------------------------------------------------
+    def renice(self, name: str, nice: int) -> None:
+        """Put a job's worker further behind; a system lets nobody but root move it forward."""
+        if worker := self._workers.get(name):
+            worker.renice(_system_nice(nice))
+
+    # --- one job ----------------------------------------------------------------------------------
+
+    async def _train(self, call: Finetune, on_progress: OnProgress, nice: int) -> Trained:
+        folder = JobFolder(self._folder / call.name)
+        start = await asyncio.to_thread(self._start, call)
+        job = await asyncio.to_thread(self._prepare, call, folder, start, nice)
+        record = JobRecord(on_progress)
+        for event in await asyncio.to_thread(lambda: list(folder.past())):
+            record.take(event)
+        with folder.errors(), folder.events.open("a", encoding="utf-8") as kept:
+
+            def hear(event: JsonObject) -> None:
+                if event["event"] in KEPT_EVENTS:
+                    kept.write(json.dumps(event) + "\n")
+                    kept.flush()
+                record.hear(event)
+
+            await self._run(call.name, folder, record, hear)
+        version = _version(call, start, job, record)
+        version = await asyncio.to_thread(self._registry.add, version)
+        await asyncio.to_thread(folder.clean, keep_version=version.path == job.output)
+        return record.trained(version)
+
+    async def _run(self, name: str, folder: JobFolder, record: JobRecord, hear: OnProgress) -> None:
+        """Run workers until one comes to its end."""
+        attempts = 0
+        while True:
+            step = folder.last_step()
+            worker = self._worker(folder.job_file, folder.log)
+            worker.hold(name in self._held)
+            self._workers[name] = worker
+            try:
+                async with Yielding(worker, self._is_busy):
+                    await worker.run(hear)
+            except SyscallError as died:
+                record.raise_told(died)
+                status = died.fields.get("status")
+                attempts = 1 if folder.last_step() != step else attempts + 1
+                if not isinstance(status, int) or status >= 0 or attempts > RESTARTS:
+                    raise
+                hear({"event": "restarted", "signal": -status, "step": folder.last_step()})
+            else:
+                record.raise_cancelled()
+                return
+            finally:
+                del self._workers[name]
+
+    # --- preparing; worker threads ----------------------------------------------------------------
 
     def _check_unused(self, name: str) -> None:
         if any(version.name == name for version in self._registry.list()):
@@ -135,184 +204,167 @@ class LearnJobs:
                 field="name",
             )
 
-    def _prepare_training(self, call: Finetune, folder: Path, weights: Path) -> TrainJob:
-        try:
-            if folder.exists():  # what an earlier job of this name left: it was never registered
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            data, data_name = _data_file(call.data, folder)
-            job = TrainJob(
-                base=str(weights),
-                data=str(data),
-                data_name=data_name,
-                batch_size=call.batch_size,
-                max_length_tokens=call.max_length_tokens,
-                threads=self._threads,
-                parent=os.getpid(),
-                output=str(folder / "adapter"),
-                rank=call.rank,
-                learning_rate=call.learning_rate or 2e-4,
-                epochs=call.epochs,
-                max_steps=call.max_steps,
-                eval_share=call.eval_share,
-                seed=call.seed,
+    def _start(self, call: Finetune) -> _Start:
+        """What a call's base is: a version to go on from, or a base."""
+        if call.scratch is not None:
+            if call.base is not None or call.objective != "pretrain":
+                raise SyscallError(
+                    "invalid",
+                    "scratch: a new model is pre-trained from nothing, so it has no base and the "
+                    "objective pretrain",
+                    field="scratch",
+                )
+            return _Start(Base(call.name, Path()), None)
+        parent = next((one for one in self._registry.list() if one.name == call.base), None)
+        if parent is None:
+            return _Start(self._resolve_base(call.base, call.objective), None)
+        if parent.kind not in ("adapter", "task", "full") or parent.base is None:
+            raise SyscallError(
+                "invalid",
+                f"base: {parent.name} is a version of kind {parent.kind}, which has no weights to "
+                "go on from",
+                field="base",
             )
-            _job_file(folder).write_text(job.model_dump_json(indent=2), encoding="utf-8")
-        except OSError as problem:
-            raise _unwritable(folder, problem) from problem
+        files = self._registry.load(parent.name)
+        if parent.base == parent.name:  # made from nothing: it is its own base
+            return _Start(Base(parent.name, files), parent.model_copy(update={"path": None}))
+        base = self._resolve_base(parent.base, call.objective)
+        return _Start(base, parent.model_copy(update={"path": str(files)}))
+
+    def _prepare(self, call: Finetune, folder: JobFolder, start: _Start, nice: int) -> TrainJob:
+        base, parent = start
+        data, data_name = folder.open(call, base.name if parent is None else parent.name)
+        recipe = call.model_dump(include=set(Recipe.model_fields))
+        has_files = parent is not None and parent.path is not None
+        job = TrainJob(
+            **recipe,
+            base=str(base.weights),
+            base_name=base.name,
+            parent=parent.path if parent is not None else None,
+            parent_kind=_kind(parent.kind) if parent is not None and has_files else None,
+            data=data,
+            data_name=data_name,
+            replay_data=self._replayed(call),
+            threads=self._threads,
+            nice=_system_nice(nice),
+            owner_pid=os.getpid(),
+            output=str(folder.output),
+        )
+        folder.write_job(job)
         return job
 
+    def _replayed(self, call: Finetune) -> tuple[str, ...]:
+        """The files of rows that a call replays: those it names, and those of its versions."""
+        if call.replay is None:
+            return ()
+        paths = list(call.replay.paths)
+        for name in call.replay.versions:
+            path = self._registry.get(name).card.get("data", {}).get("path")
+            if not isinstance(path, str) or not Path(path).exists():
+                raise SyscallError(
+                    "invalid",
+                    f"replay: the rows that {name} was trained on are not here any more; name "
+                    "their file in paths",
+                    field="replay",
+                )
+            paths.append(path)
+        return tuple(paths)
+
+    def _measured(self, call: Evaluate) -> _Start:
+        """The base that is measured, and the version on it."""
+        objective = call.objective or "instruct"
+        if call.adapter is not None:
+            version = self._registry.get(call.adapter)
+            base = self._resolve_base(call.model or version.base, objective)
+        else:
+            known = (one for one in self._registry.list() if one.name == call.model)
+            version = next(known, None)
+            if version is None:
+                return _Start(self._resolve_base(call.model, objective), None)
+            files = self._registry.load(version.name)
+            if version.kind == "full":
+                return _Start(Base(version.base or version.name, files), None)
+            base = self._resolve_base(version.base, objective)
+        if version.base != base.name:
+            raise SyscallError(
+                "invalid",
+                f"adapter: {version.name} was trained on {version.base}, not on {base.name}",
+                field="adapter",
+            )
+        files = self._registry.load(version.name)
+        return _Start(base, version.model_copy(update={"path": str(files)}))
+
     def _prepare_evaluation(
-        self, call: Evaluate, folder: Path, weights: Path, adapter: ModelVersion | None
+        self, call: Evaluate, folder: Path, base: Base, version: ModelVersion | None
     ) -> None:
-        try:
-            data, data_name = _data_file(call.data, folder)
+        with FolderErrors(folder):
+            data, data_name = write_rows(call.data, folder)
             job = EvaluateJob(
-                base=str(weights),
-                data=str(data),
+                base=str(base.weights),
+                data=data,
                 data_name=data_name,
+                objective=call.objective or "instruct",
                 max_length_tokens=call.max_length_tokens,
                 threads=self._threads,
-                parent=os.getpid(),
-                adapter=None if adapter is None else adapter.path,
+                owner_pid=os.getpid(),
+                version=None if version is None else version.path,
+                version_kind=None if version is None else _kind(version.kind),
             )
-            _job_file(folder).write_text(job.model_dump_json(indent=2), encoding="utf-8")
-        except OSError as problem:
-            raise _unwritable(folder, problem) from problem
+            (folder / "job.json").write_text(job.model_dump_json(indent=2), encoding="utf-8")
 
     def _scratch(self) -> Path:
-        try:
+        with FolderErrors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(dir=self._folder, prefix=".evaluate-"))
-        except OSError as problem:
-            raise _unwritable(self._folder, problem) from problem
 
-    def _worker(self, folder: Path) -> Worker:
+    def _worker(self, job_file: Path, log: Path) -> Worker:
         # -P: no file in the folder where the kernel was started stands for a library's module.
-        command = (sys.executable, "-P", "-m", training_worker.__name__, str(_job_file(folder)))
-        return Worker(command, log=folder / "worker.log", grace_s=self._grace_s)
+        command = (sys.executable, "-P", "-m", training_worker.__name__, str(job_file))
+        return Worker(command, log=log, grace_s=self._grace_s)
 
 
-@dataclass(slots=True)
-class _Record:
-    """What a worker has said so far."""
+class _Start(NamedTuple):
+    """Where a job starts: its base, and the version on it that training goes on from."""
 
-    on_progress: OnProgress
-    losses: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
-    evals: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])
-    last: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])  # by event
-
-    async def follow(self, worker: Worker) -> None:
-        """Run a worker to its end. Raises: the error that it told of, or how it died."""
-        try:
-            await worker.run(self._hear)
-        except SyscallError as died:
-            if told := self.last.get("error"):
-                fields = {key: value for key, value in told.items() if key != "event"}
-                raise SyscallError.from_value(ErrorValue(**fields)) from died
-            raise
-        if kept := self.last.get("cancelled"):
-            raise SyscallError(
-                "failed",
-                f"the worker was told to stop from outside, after step {kept['step']}; its adapter "
-                f"so far is in {kept['path']}",
-                step=kept["step"],
-                path=kept["path"],
-            )
-
-    def _hear(self, event: JsonObject) -> None:
-        match event["event"]:
-            case "progress":
-                self.losses.append((event["step"], event["loss"]))
-            case "eval":
-                self.evals[event["when"]] = event
-            case kind:
-                self.last[kind] = event
-        self.on_progress(event)
-
-    def eval_loss(self, when: str) -> float | None:
-        return self.evals[when]["loss"] if when in self.evals else None
-
-    def trained(self, version: ModelVersion) -> Trained:
-        done = self.last["done"]
-        return Trained(
-            version=version,
-            losses=tuple(self.losses),
-            eval_loss_before=self.eval_loss("before"),
-            eval_loss_after=self.eval_loss("after"),
-            seconds=done["seconds"],
-            tokens=done["tokens"],
-        )
-
-    def evaluated(self) -> Evaluated:
-        only = self.evals["only"]
-        return Evaluated(
-            loss=only["loss"],
-            perplexity=math.exp(only["loss"]),
-            rows=only["rows"],
-            tokens=only["tokens"],
-        )
+    base: Base
+    parent: ModelVersion | None
 
 
-def _version(call: Finetune, base: str, job: TrainJob, record: _Record) -> ModelVersion:
-    """The registry's entry: where the adapter is, how good, and from what it was made."""
-    metrics = {
-        "train_loss": record.losses[-1][1],
-        "eval_loss_before": record.eval_loss("before"),
-        "eval_loss_after": record.eval_loss("after"),
-    }
-    counts = {key: value for key, value in record.last["start"].items() if key != "event"}
+def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) -> ModelVersion:
+    """The registry's entry: where its files are, how good it is, and from what it was made."""
+    told = record.last["start"]
+    counts = {key: value for key, value in told.items() if key not in ("event", "data_hashes")}
+    purposes = {job.data: "train", job.eval_data: "eval", job.test_data: "test"}
     return ModelVersion(
         name=call.name,
-        kind="adapter",
-        base=base,
-        parent=base,
+        kind=told["kind"],
+        base=start.base.name,
+        parent=start.base.name if start.parent is None else start.parent.name,
         path=job.output,
-        metrics={name: value for name, value in metrics.items() if value is not None},
+        metrics=record.metrics(),
+        data_hashes={
+            purposes.get(path, path): value for path, value in told["data_hashes"].items()
+        },
         card={
             "objective": call.objective,
             "method": call.method,
-            "data": {"path": call.data if isinstance(call.data, str) else None, **counts},
-            "settings": job.model_dump(
-                include={
-                    "rank",
-                    "learning_rate",
-                    "epochs",
-                    "max_steps",
-                    "batch_size",
-                    "max_length_tokens",
-                    "eval_share",
-                    "seed",
-                }
-            ),
+            "data": {"path": job.data or None, **counts},
+            "settings": settings_of(job),
+            "code": code_version(),
+            "steps": record.last["done"]["steps"],
+            "best_step": record.last["done"]["best_step"],
         },
     )
 
 
-def _check_available(field: str, asked: str, available: Sequence[str]) -> None:
-    if asked not in available:
-        raise SyscallError(
-            "not_available",
-            f"{field}: {asked} cannot be trained here; available: {', '.join(available)}",
-            field=field,
-            available=list(available),
-        )
+def _kind(kind: str) -> Literal["full", "adapter", "task"] | None:
+    match kind:
+        case "full" | "adapter" | "task":
+            return kind
+        case _:
+            return None
 
 
-def _data_file(data: tuple[Example, ...] | str, folder: Path) -> tuple[Path, str | None]:
-    """The rows as a file, and what errors call it: examples of a call go into the job's folder."""
-    if isinstance(data, str):
-        return Path(data).absolute(), data
-    path = folder / "rows.jsonl"
-    path.write_text("".join(row.model_dump_json() + "\n" for row in data), encoding="utf-8")
-    return path, None
-
-
-def _job_file(folder: Path) -> Path:
-    return folder / "job.json"
-
-
-def _unwritable(folder: Path, problem: OSError) -> SyscallError:
-    return SyscallError(
-        "storage", f"the folder {folder} cannot be written: {problem}", path=str(folder)
-    )
+def _system_nice(nice: int) -> int:
+    """A process's priority as the system's: behind inference, whatever it asks for."""
+    return max(1, min(19, nice))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmos.kernel.devices import Devices
@@ -24,12 +23,14 @@ from llmos.syscalls.trap import Trap
 from llmos.syscalls.values import JsonObject
 
 if TYPE_CHECKING:
-    from llmos.kernel.learn import LearnJobs
+    from llmos.kernel.learn import Base, LearnJobs
 
 C = TypeVar("C", calls.Finetune, calls.Evaluate)
 
 # A training job gives way to inference: it starts behind every process that did not ask for less.
 JOB_NICE = 10
+# What these train reads whole texts; the others continue them.
+ENCODER_OBJECTIVES = ("classify", "tag", "embed")
 
 
 class Job:
@@ -39,10 +40,13 @@ class Job:
         self.name = call.name
         self._jobs = jobs
         self._call = call
+        self._process: Process | None = None
 
     def prepare(self, process: Process) -> dict[str, Any]:
-        """Pass STOP and CONT of the job's process on to the worker."""
+        """Pass STOP, CONT and a new priority of the job's process on to the worker."""
+        self._process = process
         process.on_stop = [self._hold]
+        process.on_nice = [lambda nice: self._jobs.renice(self.name, nice)]
         return {}
 
     async def run(self, trap: Trap) -> Trained:
@@ -52,7 +56,10 @@ class Job:
         def on_progress(event: JsonObject) -> None:
             lines.put_nowait(json.dumps(event, ensure_ascii=False).encode() + b"\n")
 
-        training = asyncio.ensure_future(self._jobs.finetune(self._call, on_progress=on_progress))
+        nice = JOB_NICE if self._process is None else self._process.nice
+        training = asyncio.ensure_future(
+            self._jobs.finetune(self._call, on_progress=on_progress, nice=nice)
+        )
         try:
             while not training.done() or not lines.empty():
                 line = asyncio.ensure_future(lines.get())
@@ -94,7 +101,11 @@ class Learning:
 
     def finetune(self, process: Process, call: calls.Finetune) -> Spawned:
         """Start a training job as a child of the caller."""
-        return self._spawn(process, Job(self._opened(), self._with_data(process, call)))
+        if not call.data and not call.tasks:
+            raise SyscallError(
+                "invalid", "data: a job needs rows, or tasks with rows", field="data"
+            )
+        return self._spawn(process, Job(self._opened(), self._with_files(process, call)))
 
     async def evaluate(self, process: Process, call: calls.Evaluate) -> Evaluated:
         """Held-out loss, computed in an OS process of its own; one evaluation runs at a time."""
@@ -109,25 +120,67 @@ class Learning:
         path = self._files.readable(process, call.data)
         return call.model_copy(update={"data": str(path)})
 
+    def _with_files(self, process: Process, call: calls.Finetune) -> calls.Finetune:
+        """The call with every data file where the process may read it. Raises: as `readable`."""
+
+        def readable(path: str) -> str:
+            return str(self._files.readable(process, path))
+
+        held_out = {
+            field: None if path is None else readable(path)
+            for field, path in (("eval_data", call.eval_data), ("test_data", call.test_data))
+        }
+        tasks = tuple(task.model_copy(update={"data": readable(task.data)}) for task in call.tasks)
+        replay = call.replay
+        if replay is not None:
+            paths = tuple(readable(path) for path in replay.paths)
+            replay = replay.model_copy(update={"paths": paths})
+        with_data = self._with_data(process, call)
+        return with_data.model_copy(update={**held_out, "tasks": tasks, "replay": replay})
+
     def _opened(self) -> LearnJobs:
         if self._jobs is None:
             from llmos.kernel.learn import LearnJobs
 
             self._jobs = LearnJobs(
-                folder=self._settings.home / "adapters",
+                folder=self._settings.home / "jobs",
                 registry=self._registry(),
                 resolve_base=self._resolve_base,
+                is_busy=self._devices.are_computing,
             )
         return self._jobs
 
-    def _resolve_base(self, model: str | None) -> tuple[str, Path]:
-        """The weights that a configured model, or a base by its own name, is trained on."""
+    def _resolve_base(self, name: str | None, objective: str) -> Base:
+        """The weights that a configured model, or a base by its own name, is trained on.
+
+        What reads texts is trained on the embedding model, unless another base is named.
+        """
+        from llmos.kernel.learn import Base
+
+        if objective in ENCODER_OBJECTIVES:
+            embedding = self._settings.embedding
+            if embedding is None or embedding.weights is None:
+                raise SyscallError(
+                    "not_available",
+                    f"base: {objective} trains an encoder, and no embedding model is configured "
+                    "that has weights",
+                    field="base",
+                )
+            if name not in (None, embedding.name):
+                raise SyscallError(
+                    "unknown_model",
+                    f"base: {objective} trains the encoder {embedding.name} or a version of it, "
+                    f"and {name} is neither",
+                    field="base",
+                    known=[embedding.name],
+                )
+            return Base(embedding.name, embedding.weights())
         for setting in self._settings.models.values():
-            if model in (setting.name, setting.base) and setting.weights is not None:
-                return setting.base, setting.weights()
-        setting = self._devices.setting(model)
+            if name in (setting.name, setting.base) and setting.weights is not None:
+                return Base(setting.base, setting.weights())
+        setting = self._devices.setting(name)
         if setting.weights is None:
             raise SyscallError(
                 "not_available", f"driver {setting.driver} has no weights to train", field="base"
             )
-        return setting.base, setting.weights()
+        return Base(setting.base, setting.weights())

@@ -81,6 +81,7 @@ class Process:
     # undone when the process ends, newest first
     on_end: list[Callable[[], None]] | None = None
     on_stop: list[Callable[[bool], None]] | None = None
+    on_nice: list[Callable[[int], None]] | None = None
 
     @property
     def is_over(self) -> bool:

@@ -68,6 +68,7 @@ class EmbeddingSetting:
     reopen: Callable[[VectorModel], EmbeddingModel] | None = None
     cache_bytes: int = 64 * 2**20
     cache_disk_bytes: int = 0
+    weights: Callable[[], Path] | None = None  # its folder, to train on; None: it has none
 
     def width(self) -> int:
         """Numbers of one vector; may read a file. Raises: SyscallError."""

@@ -32,6 +32,7 @@ class Worker:
         self._grace_s = grace_s
         self._process: asyncio.subprocess.Process | None = None
         self._is_held = False
+        self._is_paused = False
 
     async def run(self, on_event: OnEvent) -> None:
         """Start the process and hand on its events until it ends.
@@ -59,7 +60,7 @@ class Worker:
                 limit=LINE_BYTES,
             )
         self._process = process
-        if self._is_held:
+        if self._is_held or self._is_paused:
             self._signal(signal.SIGSTOP)
         try:
             status = await _follow(process, on_event)
@@ -72,7 +73,22 @@ class Worker:
     def hold(self, is_held: bool) -> None:
         """Stop the process where it is, or let it go on; before its start, have it start so."""
         self._is_held = is_held
-        self._signal(signal.SIGSTOP if is_held else signal.SIGCONT)
+        self._stop_or_continue()
+
+    def pause(self, is_paused: bool) -> None:
+        """As `hold`, for a reason of its own: the process goes on when neither holds it."""
+        self._is_paused = is_paused
+        self._stop_or_continue()
+
+    def renice(self, nice: int) -> None:
+        """Set the process's nice value, as far as the system lets."""
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
+
+    def _stop_or_continue(self) -> None:
+        is_still = self._is_held or self._is_paused
+        self._signal(signal.SIGSTOP if is_still else signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
         # Not Process.send_signal: it may reap the child, whose exit status the loop then misses.

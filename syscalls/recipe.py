@@ -90,6 +90,9 @@ class Recipe(NamedFields):
     and `patience` scores without a better one end the run. A run goes on from its last checkpoint,
     of which there is one every `checkpoint_steps`.
 
+    With the method "prompt" nothing is trained: `shots` of the rows that are most like a text are
+    shown before it (0: none), after `instruction`.
+
     `average` is the share of the parent version in the final weights. `tasks` with `temperature`
     is a mixture, in place of rows of its own. `scratch` is a new model to pre-train, in place of a
     base. `redact` takes personal data out of the rows. `precision` is that of the weights which are
@@ -123,6 +126,8 @@ class Recipe(NamedFields):
     patience: int | None = Field(default=None, ge=1)
     metric: str | None = None
     seed: int = 0
+    shots: int = Field(default=4, ge=0, le=64)
+    instruction: str | None = None
     replay: ReplaySpec | None = None
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
     tasks: tuple[TaskSpec, ...] = ()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from llmos.syscalls.recipe import Recipe
+from llmos.syscalls.recipe import Objective, Recipe
 from llmos.syscalls.values import Value
 
 
@@ -54,10 +54,15 @@ class TrainJob(Recipe, Job):
 
 
 class EvaluateJob(Job):
-    """Measure the base, or the base with the adapter in the folder `adapter`, on all rows."""
+    """Measure the base, or the version in the folder `version` on it, on all rows.
+
+    `version_kind` is the registry's.
+    """
 
     mode: Literal["evaluate"] = "evaluate"
-    adapter: str | None = None
+    objective: Objective = "instruct"
+    version: str | None = None
+    version_kind: Literal["full", "adapter", "task"] | None = None
     batch_size: int = Field(default=4, ge=1)
     max_length_tokens: int = Field(default=512, ge=16)
     device: str | None = None

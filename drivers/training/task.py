@@ -87,7 +87,7 @@ class Built(NamedTuple):
     `save` writes the files of the trained version into an empty folder. `rate` is the peak of the
     learning rate where the job names none. `shares` is how much of an epoch each task of a mixture
     gets (they add up to 1); None is as much as it has rows. `is_packed` says that a batch is
-    computed without padding.
+    computed without padding. `kind` is what the registry calls a version of what `save` writes.
     """
 
     model: Any

@@ -12,8 +12,10 @@ import pytest
 
 from llmos.drivers.contract import Feed, ModelSpec
 from llmos.drivers.torch_lm import TorchLM
-from llmos.drivers.training.instruct import Row, read_rows, split_rows
-from llmos.kernel.learn import LearnJobs
+from llmos.drivers.rows.kinds import ChatRow
+from llmos.drivers.rows.reading import read_rows
+from llmos.drivers.rows.splits import split
+from llmos.kernel.learn import Base, LearnJobs
 from llmos.memory.registry import Registry
 from llmos.syscalls.calls import Evaluate, Example, Finetune
 from llmos.syscalls.content import assistant, user
@@ -39,9 +41,9 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 @pytest.fixture
 def jobs(tmp_path: Path, registry: Registry, tiny_model_path: Path) -> LearnJobs:
     return LearnJobs(
-        folder=tmp_path / "adapters",
+        folder=tmp_path / "jobs",
         registry=registry,
-        resolve_base=lambda name: (name or "tiny", tiny_model_path),
+        resolve_base=lambda name, objective: Base(name or "tiny", tiny_model_path),
         threads=1,
     )
 
@@ -118,7 +120,7 @@ def test_a_finetune_registers_an_adapter_that_evaluates_better(
     assert version.card["data"]["path"] == str(data)
     assert version.card["data"]["train_rows"] == 9
     assert version.card["settings"]["rank"] == 8
-    assert not list((tmp_path / "adapters").glob(".evaluate-*"))
+    assert not list((tmp_path / "jobs").glob(".evaluate-*"))
 
 
 def test_bad_rows_of_a_call_are_refused_by_row_and_field(
@@ -139,12 +141,13 @@ def test_bad_rows_of_a_call_are_refused_by_row_and_field(
     assert registry.list() == []
 
 
-def test_what_cannot_be_trained_is_refused_with_what_can(jobs: LearnJobs) -> None:
+def test_what_cannot_be_trained_is_refused_with_the_reason(jobs: LearnJobs) -> None:
     async def run() -> None:
-        objective = await refused(jobs, parity(objective="prefer"))
-        assert (objective.code, objective.fields["available"]) == ("not_available", ["instruct"])
-        method = await refused(jobs, parity(method="full"))
-        assert (method.code, method.fields["available"]) == ("not_available", ["lora"])
+        prompt = await refused(jobs, parity(method="prompt"))
+        assert (prompt.code, prompt.fields["field"]) == ("not_available", "method")
+        quantised = await refused(jobs, parity(method="qlora", device="cpu"))
+        assert quantised.code == "not_available"
+        assert "CUDA" in quantised.message
 
     asyncio.run(run())
 
@@ -155,14 +158,14 @@ def test_a_name_in_use_is_refused_before_any_training(
     registry.add(ModelVersion(name="taken", kind="adapter", base="tiny"))
     error = asyncio.run(refused(jobs, parity("taken")))
     assert (error.code, error.fields) == ("invalid", {"field": "name"})
-    assert not (tmp_path / "adapters" / "taken").exists()
+    assert not (tmp_path / "jobs" / "taken").exists()
 
 
 def test_an_adapter_is_evaluated_on_its_own_base_only(jobs: LearnJobs, registry: Registry) -> None:
-    registry.add(ModelVersion(name="other's", kind="adapter", base="other", path="/none"))
+    registry.add(ModelVersion(name="others", kind="adapter", base="other"))
 
     async def run() -> None:
-        wrong = await refused(jobs, Evaluate(data=PARITY, model="tiny", adapter="other's"))
+        wrong = await refused(jobs, Evaluate(data=PARITY, model="tiny", adapter="others"))
         assert (wrong.code, wrong.fields) == ("invalid", {"field": "adapter"})
         unknown = await refused(jobs, Evaluate(data=PARITY, adapter="nobody's"))
         assert unknown.code == "unknown_model"
@@ -193,7 +196,7 @@ def test_a_job_stops_goes_on_and_when_cancelled_keeps_its_adapter_unregistered(
         return running.kinds
 
     assert asyncio.run(run())[-2:] == ["checkpoint", "cancelled"]
-    assert (tmp_path / "adapters" / "endless" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "jobs" / "endless" / "version" / "adapter_model.safetensors").exists()
     assert registry.list() == []
 
 
@@ -216,7 +219,7 @@ def test_one_job_trains_at_a_time_and_one_that_fails_lets_the_next_train(
 
     error = asyncio.run(run())
     assert error.code == "failed"
-    assert error.fields["path"] == str(tmp_path / "adapters" / "first" / "adapter")
+    assert error.fields["path"] == str(tmp_path / "jobs" / "first" / "version")
     assert [version.name for version in registry.list()] == ["second"]
 
 
@@ -228,9 +231,9 @@ def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serv
     tmp_path: Path, registry: Registry, smollm2_path: Path
 ) -> None:
     jobs = LearnJobs(
-        folder=tmp_path / "adapters",
+        folder=tmp_path / "jobs",
         registry=registry,
-        resolve_base=lambda _: ("smollm2", smollm2_path),
+        resolve_base=lambda name, objective: Base("smollm2", smollm2_path),
     )
     call = Finetune(
         name="banking",
@@ -245,7 +248,8 @@ def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serv
     assert trained.eval_loss_after < 0.5 * trained.eval_loss_before
 
     assert trained.version.path is not None
-    _, held_out = split_rows(read_rows(BANKING77), share=call.eval_share, seed=call.seed)
+    rows = read_rows(BANKING77, "instruct")
+    held_out = split(rows, eval_share=call.eval_share, seed=call.seed).dev
     model = TorchLM(ModelSpec(name="smollm2", path=smollm2_path, context_tokens=256, sequences=1))
     model.attach("banking", Path(trained.version.path))
     for row in held_out[:5]:
@@ -253,7 +257,7 @@ def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serv
     model.close()
 
 
-def first_logprob(model: TorchLM, row: Row, adapter: str | None) -> float:
+def first_logprob(model: TorchLM, row: ChatRow, adapter: str | None) -> float:
     """The log-probability that the model begins its answer as the row does."""
     forced = ChoiceConstraint(choices=(row.messages[-1].text,))
     model.add(0, sampling=Sampling(logprobs=0), constraint=forced, adapter=adapter)

@@ -1,0 +1,94 @@
+"""The rows of a job: read, redacted, divided, with earlier tasks' rows among them.
+
+Owns which rows train, which steer and which judge. Refuses to know tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmos.drivers.rows.checks import check_apart, check_classes, check_labels
+from llmos.drivers.rows.kinds import Row
+from llmos.drivers.rows.reading import read_rows
+from llmos.drivers.rows.redaction import redact_rows
+from llmos.drivers.rows.splits import split
+from llmos.drivers.training.job import TrainJob, file_hash
+from llmos.drivers.training.objectives import Rows
+from llmos.drivers.training.task import OfTask
+from llmos.syscalls.errors import SyscallError
+
+
+def gather(job: TrainJob) -> Rows:
+    """Read and divide a job's rows. Raises: SyscallError, "invalid" where they cannot be learnt."""
+    if not job.tasks:
+        return _of_one(job)
+    parts = [
+        (task.name, _of_one(job.model_copy(update=_as_task(task.data, task.objective))))
+        for task in job.tasks
+    ]
+    return Rows(
+        *([OfTask(name, row) for name, rows in parts for row in rows[side]] for side in range(3))
+    )
+
+
+def data_hashes(job: TrainJob) -> dict[str, str]:
+    """The sha256 of every data file of a job, by path. Raises: OSError."""
+    given = (job.data, job.eval_data, job.test_data, *job.replay_data)
+    paths = [path for path in (*given, *(task.data for task in job.tasks)) if path]
+    return {path: file_hash(Path(path)) for path in paths}
+
+
+def _as_task(data: str, objective: str) -> dict[str, Any]:
+    return {"data": data, "data_name": data, "objective": objective, "tasks": ()}
+
+
+def _of_one(job: TrainJob) -> Rows:
+    rows = _read(job, job.data, job.data_name)
+    if job.eval_data is None:
+        train, dev, _ = split(
+            rows,
+            eval_share=job.eval_share,
+            seed=job.seed,
+            stratify=job.stratify,
+            by_group=job.group_field is not None,
+        )
+    else:
+        train, dev = rows, _held_out(job, rows, job.eval_data, "eval_data")
+    test = [] if job.test_data is None else _held_out(job, train, job.test_data, "test_data")
+    check_classes(train)
+    return Rows(_with_replay(train, job), dev, test)
+
+
+def _held_out(job: TrainJob, train: Sequence[Row], path: str, field: str) -> list[Row]:
+    rows = _read(job, path, path)
+    check_labels(train, rows, field=field)
+    check_apart(train, rows, field=field)
+    return rows
+
+
+def _read(job: TrainJob, path: str, name: str | None) -> list[Row]:
+    rows = read_rows(Path(path), job.objective, name=name, group_field=job.group_field)
+    return redact_rows(rows)[0] if job.redact else rows
+
+
+def _with_replay(train: Sequence[Row], job: TrainJob) -> list[Row]:
+    """The training rows and, as `replay` says, so many of earlier tasks that they have its share.
+
+    Equally many come from each earlier task; the rows of one with too few are all there once.
+    """
+    if job.replay is None:
+        return list(train)
+    if not job.replay_data:
+        raise SyscallError("invalid", "replay: names no versions and no paths", field="replay")
+    wanted = round(len(train) * job.replay.share / (1 - job.replay.share))
+    rows = list(train)
+    for number, path in enumerate(job.replay_data):
+        earlier = _read(job, path, path)
+        count = (wanted * (number + 1)) // len(job.replay_data) - (wanted * number) // len(
+            job.replay_data
+        )
+        rows += random.Random(f"{job.seed} {number}").sample(earlier, min(count, len(earlier)))
+    return rows
