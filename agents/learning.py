@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from llmos.syscalls import calls
+from llmos.syscalls import evaluation_results as e
 from llmos.syscalls import learning_results as r
 from llmos.syscalls import traces as t
+from llmos.syscalls.evaluation import Between, OneOf
 from llmos.syscalls.trap import Trap
+from llmos.syscalls.values import JsonObject
+
+Rows = Sequence[calls.Example | JsonObject] | str
 
 
 class LearningCalls:
@@ -19,7 +24,7 @@ class LearningCalls:
     def __init__(self, trap: Trap) -> None:
         self._trap = trap
 
-    async def finetune(self, data: Sequence[calls.Example] | str, name: str, **options: Any) -> int:
+    async def finetune(self, data: Rows, name: str, **options: Any) -> int:
         """Start training an adapter and return the job's pid; options as in `calls.Finetune`."""
         rows = data if isinstance(data, str) else tuple(data)
         spawned = await self._trap.call(calls.Finetune(data=rows, name=name, **options))
@@ -27,14 +32,31 @@ class LearningCalls:
 
     async def evaluate(
         self,
-        data: Sequence[calls.Example] | str,
+        data: Rows,
         *,
         model: str | None = None,
         adapter: str | None = None,
-    ) -> r.Evaluated:
-        """Held-out loss of a model or adapter."""
+        **options: Any,
+    ) -> e.Evaluated:
+        """What a model or version is worth on held-out rows; options as in `calls.Evaluate`."""
         rows = data if isinstance(data, str) else tuple(data)
-        return await self._trap.call(calls.Evaluate(data=rows, model=model, adapter=adapter))
+        return await self._trap.call(
+            calls.Evaluate(data=rows, model=model, adapter=adapter, **options)
+        )
+
+    async def search(
+        self,
+        finetune: calls.Finetune,
+        space: Mapping[str, Between | OneOf],
+        *,
+        trials: int = 20,
+        **options: Any,
+    ) -> int:
+        """Start a search for a finetune's settings and return its pid; as in `calls.Search`."""
+        spawned = await self._trap.call(
+            calls.Search(finetune=finetune, space=dict(space), trials=trials, **options)
+        )
+        return spawned.pid
 
     async def model_list(self) -> tuple[r.ModelVersion, ...]:
         """The configured models and the versions."""

@@ -66,10 +66,14 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
             return await kernel.tools.call(process, call)
         case c.ToolList():
             return kernel.tools.list(process)
+        case c.Finetune(method="prompt"):
+            return kernel.prompted(process, call)
         case c.Finetune():
             return kernel.learning.finetune(process, call)
         case c.Evaluate():
-            return await kernel.learning.evaluate(process, call)
+            return await kernel.scoring.evaluate(process, call)
+        case c.Search():
+            return kernel.search(process, call)
         case c.ModelList():
             return kernel.release.models(call)
         case c.ModelPromote():
@@ -87,6 +91,8 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
         case c.TraceData():
             return await kernel.traces.data(process, call)
         case c.Classify():
+            if version := kernel.prompting.version(call.model):
+                return await kernel.prompting.classify(process, version, call)
             return await kernel.task_models.classify(process, call)
         case c.Tag():
             return await kernel.task_models.tag(process, call)

@@ -58,6 +58,9 @@ class Gate:
                 if isinstance(call, c.Generate):
                     for name in call.tools:
                         self._require(process, "tools", name)
+                if isinstance(call, c.Evaluate):
+                    for name in call.against:
+                        self._require(process, "models", name)
                 if isinstance(call, c.ContextOpen):
                     self._require_namespace(process, "read", call.namespace)
                     self._require_namespace(process, "write", call.namespace)
@@ -80,6 +83,7 @@ class Gate:
                 self._require(process, "tools", call.name)
             case (
                 c.Finetune()
+                | c.Search()
                 | c.ModelPromote()
                 | c.ModelRollback()
                 | c.ModelDelete()

@@ -95,8 +95,15 @@ class Inference:
 
     async def generate(self, process: Process, call: calls.Generate) -> Generated:
         """Generate to the end."""
+        return await self._whole(process, call, is_told=True)
+
+    async def measure(self, process: Process, call: calls.Generate) -> Generated:
+        """Generate to the end, for an evaluation: held-out rows never become training data."""
+        return await self._whole(process, call, is_told=False)
+
+    async def _whole(self, process: Process, call: calls.Generate, *, is_told: bool) -> Generated:
         result: Generated | None = None
-        async for piece in self._run(process, call, pieces=None):
+        async for piece in self._run(process, call, pieces=None, is_told=is_told):
             if isinstance(piece, Generated):
                 result = piece
         assert result is not None
@@ -158,11 +165,17 @@ class Inference:
     # --- one generation ---------------------------------------------------------------------------
 
     async def _run(
-        self, process: Process, call: calls.Generate, *, pieces: asyncio.Queue[str] | None
+        self,
+        process: Process,
+        call: calls.Generate,
+        *,
+        pieces: asyncio.Queue[str] | None,
+        is_told: bool = True,
     ) -> AsyncGenerator[Delta | Generated]:
         """Generate on a device that can, once more on another if the first one fails for good.
 
-        What has been streamed cannot be taken back, so then the failure is the caller's.
+        What has been streamed cannot be taken back, so then the failure is the caller's. `is_told`
+        says whether the answer is one for the traces.
         """
         origin = self._origins.of(process, call.messages, self._clock.now())
         model, ask = self._asked(process, call, origin)
@@ -173,7 +186,7 @@ class Inference:
         is_streamed = False
         try:
             async with aclosing(
-                self._attempt(process, call, engine, origin, ask, pieces)
+                self._attempt(process, call, engine, origin, ask, pieces, is_told)
             ) as attempt:
                 async for piece in attempt:
                     is_streamed = True
@@ -192,7 +205,9 @@ class Inference:
             engine = await self._devices.choose(model, others, ask)
         except SyscallError:
             raise failure from None
-        async with aclosing(self._attempt(process, call, engine, origin, ask, pieces)) as attempt:
+        async with aclosing(
+            self._attempt(process, call, engine, origin, ask, pieces, is_told)
+        ) as attempt:
             async for piece in attempt:
                 yield piece
 
@@ -216,6 +231,7 @@ class Inference:
         origin: Origin,
         ask: Ask,
         pieces: asyncio.Queue[str] | None,
+        is_told: bool,
     ) -> AsyncGenerator[Delta | Generated]:
         context = None if call.context is None else self._contexts.get(process, call.context)
         # A turn that got no answer is taken back, so that asking again does not double it.
@@ -244,7 +260,7 @@ class Inference:
             if outcome.finish is None:  # cancelled, because the process has ended
                 raise Killed("KILL")
             generated = self._result(call, ticket, outcome)
-            if generation.order.conversation is not None:
+            if is_told and generation.order.conversation is not None:
                 self._on_answer(process, generation.order.conversation, generated)
             if context is not None:
                 await self._contexts.extend(process, context, [generated.message])

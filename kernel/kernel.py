@@ -33,12 +33,17 @@ from llmos.kernel.library import Library, open_store
 from llmos.kernel.lifecycle import Lifecycle, ProgramExit
 from llmos.kernel.process import INIT, Process, ProcessTable
 from llmos.kernel.programs import Programs
+from llmos.kernel.prompting import Prompting
 from llmos.kernel.reembedding import PROGRAM as REEMBED
 from llmos.kernel.reembedding import Change, Reembedding
 from llmos.kernel.release import Release
 from llmos.kernel.release_gate import Measure, Measured
+from llmos.kernel.rows_file import given
+from llmos.kernel.scoring import Scoring
+from llmos.kernel.search import GRACE_S, Machinery, SearchJob
 from llmos.kernel.settings import Settings
 from llmos.kernel.streams import Console, Pipe
+from llmos.kernel.targets import Targets
 from llmos.kernel.task_models import TaskModels
 from llmos.kernel.threads import settle
 from llmos.kernel.toolbox import ToolBox
@@ -153,6 +158,23 @@ class Kernel:
             files=self.files,
             measure=self._measure,
         )
+        targets = Targets(settings, self.registry)
+        self.prompting = Prompting(
+            library=self.library,
+            registry=self.registry,
+            generate=self.inference.generate,
+            as_kernel=lambda: self.init,
+            targets=targets,
+        )
+        self.scoring = Scoring(
+            settings,
+            files=self.files,
+            targets=targets,
+            generate=self.inference.measure,
+            task_models=self.task_models,
+            prompting=self.prompting,
+            measure_loss=self.learning.evaluate,
+        )
         self._bind = bind
         self._registry: Registry | None = None
         self._booted_s = self.clock.now()
@@ -263,6 +285,22 @@ class Kernel:
 
         return self._start_as_asked(process, call, function, prepare=prepare)
 
+    def prompted(self, process: Process, call: calls.Finetune) -> Spawned:
+        """Start the process that makes a version which is prompted with examples."""
+        job = self.prompting.job(call, given(self.files, process, call.data))
+        return self._start(process, "finetune", job.run, shown=(job.name,), prepare=job.prepare)
+
+    def search(self, process: Process, call: calls.Search) -> Spawned:
+        """Start a search for the best settings of a finetune."""
+        machinery = Machinery(
+            output=self.output,
+            end=lambda pid: self.lifecycle.signal(self.table.get(pid), "TERM", deadline_s=GRACE_S),
+            registry=self.registry,
+            home=self.settings.home,
+        )
+        job = SearchJob(machinery, call)
+        return self._start(process, "search", job.run, shown=(job.name,), nice=JOB_NICE)
+
     def spawn_graph(self, process: Process, call: calls.SpawnGraph) -> Spawned:
         """Start a task graph as a job."""
         build(call.nodes)
@@ -281,6 +319,8 @@ class Kernel:
         target = process if call.pid is None else self.table.get(call.pid)
         target.nice = call.nice
         self.devices.renice(target.pid, call.nice)
+        for tell in target.on_nice or ():
+            tell(call.nice)
 
     async def sleep(self, process: Process, seconds: float) -> None:
         """Sleep on the kernel's clock."""
@@ -319,8 +359,6 @@ class Kernel:
             return self.tracer.newest(call.limit, pids={call.pid})
         if process.capabilities.observe_any:
             return self.tracer.newest(call.limit)
-        for tell in target.on_nice or ():
-            tell(call.nice)
         pids = {p.pid for p in self.table if self.table.descends(p, process)}
         return self.tracer.newest(call.limit, pids=pids)
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llmos.syscalls import calls, errors, learning
+from llmos.syscalls import calls, errors, evaluation, learning, traces
 from llmos.syscalls.calls import Call
 from llmos.syscalls.values import Value
 from llmos.syscalls.wire import CALL_TYPES, abi_schema, op_of, result_type
@@ -92,7 +92,9 @@ def _sections() -> dict[str, list[type[Call[Any]]]]:
     sections: dict[str, list[type[Call[Any]]]] = {}
     heading = ""
     lines = [
-        line for module in (calls, learning) for line in inspect.getsource(module).splitlines()
+        line
+        for module in (calls, learning, evaluation, traces)
+        for line in inspect.getsource(module).splitlines()
     ]
     for line in lines:
         if found := re.match(r"# --- (.+?) -+$", line):

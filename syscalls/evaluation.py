@@ -14,6 +14,9 @@ from llmos.syscalls.results import Spawned
 from llmos.syscalls.values import JsonValue, Value
 
 
+# --- evaluate -------------------------------------------------------------------------------------
+
+
 class Evaluate(Call[r.Evaluated]):
     """Measure a model on rows, all of them held out: none is trained on.
 

@@ -25,6 +25,7 @@ from llmos.syscalls.content import (
     user,
 )
 from llmos.syscalls.errors import ERROR_CODES, SyscallError
+from llmos.syscalls.evaluation import Between, OneOf
 from llmos.syscalls.options import (
     ChoiceConstraint,
     GrammarConstraint,
@@ -110,6 +111,14 @@ INSTANCES: list[Call[Any]] = [
     calls.Finetune(data=EXAMPLES, name="v1"),
     calls.Finetune(data="rows.jsonl", name="v1", max_steps=5),
     calls.Evaluate(data=EXAMPLES, adapter="v1"),
+    calls.Evaluate(
+        data="rows.jsonl", model="v2", against=("v1",), objective="classify", report=True
+    ),
+    calls.Search(
+        finetune=calls.Finetune(data="rows.jsonl", name="n"),
+        space={"rank": Between(low=2, high=8), "freeze": OneOf(values=([], ["embeddings"]))},
+        parallel=2,
+    ),
     calls.ModelList(),
     calls.ModelPromote(name="v1"),
     calls.ModelRollback(base="smollm2"),
