@@ -45,9 +45,11 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 OPTION_SINCE = (3, 42, 0)  # FTS5's own secure-delete
 BUSY_TIMEOUT_S = 10.0
 _CACHE_KIB = 65_536  # for the connection that writes: indexes of a million notes
+# Of a new store. A page of 4 KB, SQLite's choice, takes two vectors of 384 numbers; of 8 KB, five.
+_PAGE_BYTES = 8192
 # Commits change the same pages again and again, and a checkpoint copies each once: one for every
 # 32 MB of the log writes less than one for every 4 MB, which is SQLite's choice.
-_CHECKPOINT_PAGES = 8192
+_CHECKPOINT_PAGES = 4096
 _READ_MAP_BYTES = 1 << 34  # SQLite maps 2 GB at most; what is beyond goes through the cache
 _READ_CACHE_KIB = 8_192  # of each connection that reads
 
@@ -221,6 +223,7 @@ def _create(path: Path, dimensions: int, model: str | None) -> None:
     building.unlink(missing_ok=True)
     building.with_name(building.name + "-journal").unlink(missing_ok=True)
     with closing(_connect(building, "rwc")) as connection:
+        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
         connection.execute(
             "INSERT INTO store (store_id, dimensions, embedding_model) VALUES (?, ?, ?)",

@@ -185,8 +185,7 @@ class NearestNotes:
 
         Waits for another build first. Raises: SyscallError("busy") when another process builds.
         """
-        if self._builder is not None:
-            self._builder.join()
+        self._wait_for_builder()
         if len(self._index) < MOST_FLAT or _is_fit(self._index, len(self._index)):
             return
         if not self._build(all_cores()):
@@ -317,7 +316,10 @@ class NearestNotes:
     def stop(self) -> None:
         """End a build in the background, waiting for it."""
         self._stop.set()
-        with self._starting:
+        self._wait_for_builder()
+
+    def _wait_for_builder(self) -> None:
+        with self._starting:  # a thread cannot be waited for before it was started
             builder = self._builder
         if builder is not None:
             builder.join()

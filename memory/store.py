@@ -38,6 +38,7 @@ from llmos.memory.decay import Decay, faded_ids
 from llmos.memory.filters import Filter
 from llmos.memory.fresh import Digests, settle_all
 from llmos.memory.knowledge import related
+from llmos.memory.later import Later
 from llmos.memory.nearest import NearestNotes
 from llmos.memory.query import Query
 from llmos.memory.reader import Reader
@@ -82,6 +83,7 @@ class Store:
         self._usage = Usage()
         self._digests = Digests()
         self._fresh_words = FreshWords()
+        self._later = Later("memory-upkeep", self._catch_up_later)
         self._closing = Lock()
         self._users = 0  # calls under way, which the files are not closed under
         self._users_changed = Condition()
@@ -143,7 +145,7 @@ class Store:
 
         entered = self._commit(write)
         if self._nearest.is_far_behind(max((one.note for one in entered), default=0)):
-            self._follow()
+            self._later.ask()
         return Remembered(
             ids=tuple(one.note for one in entered),
             duplicates=sum(not one.is_new for one in entered),
@@ -166,7 +168,7 @@ class Store:
             check_model(reader.sql, query.model)
         self._usage.add([hit.id for hit in found.hits], reader.now)
         if self._usage.is_full:
-            self._write_usage()
+            self._later.ask()
         return found
 
     @contextmanager
@@ -358,6 +360,7 @@ class Store:
         with self._closing:
             if not self._is_open:
                 return
+            self._later.stop()
             self._nearest.stop()
             try:
                 self._write_usage()
@@ -400,6 +403,15 @@ class Store:
                 self._nearest.catch_up(sql)
             except (SyscallError, MemoryError, sqlite3.Error) as problem:
                 log.warning("the vector index is behind: %s", problem)
+
+    def _catch_up_later(self) -> None:
+        """What calls leave to the background: the index, and uses that wait to be written."""
+        try:
+            self._follow()
+            if self._usage.is_full:
+                self._write_usage()
+        except SyscallError as problem:  # it is tried again, at the latest when the store closes
+            log.warning("the memory store's upkeep has to wait: %s", problem)
 
     @contextmanager
     def _use(self) -> Generator[float]:

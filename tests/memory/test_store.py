@@ -358,6 +358,7 @@ def test_an_index_without_room_loses_nothing_and_is_made_again(
         patch.setattr(store._nearest.index, "add", fail)
         patch.setattr("llmos.memory.nearest._FAR_BEHIND", 1)
         put(store, "kept", 1.0)
+        store._later.wait()
     assert "behind" in caplog.text
     assert texts(find(store)) == ["before", "kept"]
     put(store, "after", 1.5)
