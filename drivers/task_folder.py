@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from llmos.drivers.contract import DeviceError
 
@@ -55,7 +55,8 @@ class TaskFolder:
     def layout(self) -> Layout:
         """Where the body's trained weights are; "base" is nowhere, only the heads were trained."""
         found: tuple[Layout, ...] = (BODY, ADAPTER, ADAPTERS)
-        return next((name for name in found if (self.folder / name).is_dir()), "base")
+        present: list[Layout] = [name for name in found if (self.folder / name).is_dir()]
+        return present[0] if present else "base"
 
     @property
     def objective(self) -> TaskObjective:
@@ -128,7 +129,7 @@ def _head(fields: dict[str, Any]) -> TaskHead:
         raise ValueError(f"unknown objective {fields['objective']}")
     return TaskHead(
         name=str(fields["name"]),
-        objective=cast("TaskObjective", fields["objective"]),
+        objective=fields["objective"],
         labels=tuple(str(label) for label in fields["labels"]),
         reads_case=bool(fields.get("reads_case")),
     )
