@@ -57,7 +57,7 @@ class Targets:
         models = self._settings.models
         if adapter is not None:
             version = self._registry().get(adapter)
-            return Target(version.name, model or self.serves(version.base).name, version)
+            return Target(version.name, model or self.serves(version.base).model, version)
         name = model or self._settings.default_model
         if name is None:
             raise SyscallError("unknown_model", "no model is named and none is the default")
@@ -69,7 +69,7 @@ class Targets:
         registry = self._registry()
         version = registry.get(registry.promoted(name) or name)
         generates = version.kind != "task"
-        return Target(version.name, self.serves(version.base).name if generates else None, version)
+        return Target(version.name, self.serves(version.base).model if generates else None, version)
 
     def serves(self, base: str | None) -> Target:
         """A configured model of a base, the default one if it is of that base; None is any.

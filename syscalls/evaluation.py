@@ -13,7 +13,6 @@ from llmos.syscalls.learning import AnyRow, Finetune
 from llmos.syscalls.results import Spawned
 from llmos.syscalls.values import JsonValue, Value
 
-
 # --- evaluate -------------------------------------------------------------------------------------
 
 
