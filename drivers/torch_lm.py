@@ -288,10 +288,12 @@ class TorchLM:
         if self._model is None:
             return []
         adapters = self._adapters.sizes()
+        copies = self._adapters.side_by_side_bytes
         return [
             Allocation("weights", sum(one.nbytes for one in self._model.parameters())),
             Allocation("kv_cache", self._kv.bytes),
             *(Allocation(f"adapter {name}", size) for name, size in adapters.items()),
+            *([Allocation("adapters side by side", copies)] if copies else []),
         ]
 
     def close(self) -> None:

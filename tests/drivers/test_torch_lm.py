@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmos.drivers.contract import DeviceError, Feed, ModelSpec
+from llmos.drivers.contract import DeviceError, Feed, ModelSpec, Sampled
 from llmos.drivers.torch_lm import TorchLM
 from llmos.syscalls.content import user
 from llmos.syscalls.options import GREEDY, Sampling
@@ -347,6 +347,34 @@ def test_a_step_mixes_adapters_and_none_and_gives_what_each_alone_would(
         assert one.token == alone[one.sequence].token
         for token, logprob in one.top[:10]:
             assert logprob == pytest.approx(expected[token], abs=ROUNDING)
+
+
+def test_adapters_that_lie_side_by_side_serve_steps_of_fewer_and_of_others(
+    tiny: TorchLM, lora: Path, make_lora: MakeLora, tiny_model_path: Path
+) -> None:
+    tiny.attach("a", lora)
+    for number, name in enumerate("bcde", start=2):
+        ranks = {"seed": number, "r": number, "target_modules": ["o_proj", "k_proj"]}
+        tiny.attach(name, make_lora(tiny_model_path, name, **ranks))
+    text = tiny.tokenize(TEXTS[0])
+
+    def step(adapters: str) -> list[Sampled]:
+        for sequence, adapter in enumerate(adapters):
+            tiny.trim(sequence, 0)
+            tiny.add(sequence, sampling=WATCHED, adapter=adapter)
+            tiny.step([Feed(sequence, text[:-1], False)])
+        return tiny.step([Feed(sequence, text[-1:], True) for sequence in range(len(adapters))])
+
+    alone = {name: step(name)[0] for name in "abcde"}
+    for adapters in ("abcd", "bd", "ab", "ea", "aab"):
+        for one in step(adapters):
+            expected = alone[adapters[one.sequence]]
+            assert one.token == expected.token
+            assert one.logprob == pytest.approx(expected.logprob, abs=ROUNDING)
+    tiny.trim(2, 0)
+    tiny.step([])
+    sizes = {one.what: one.bytes for one in tiny.allocations()}
+    assert sizes["adapters side by side"] == sizes["adapter a"] + sizes["adapter b"]
 
 
 @pytest.mark.parametrize("kind", ["Mistral", "Qwen2", "Qwen3", "Phi3", "Olmo2"])

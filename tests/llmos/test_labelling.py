@@ -205,3 +205,38 @@ def test_a_program_labels_by_its_handle() -> None:
             assert (await kernel.os.wait(pid)).value == "sad"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.model
+def test_a_real_encoder_says_under_the_kernel_what_it_says_alone(
+    tmp_path: Path, minilm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmos.drivers import encoder_net
+    from llmos.drivers.opening import open_task_model
+
+    monkeypatch.setattr("llmos.booting.open_task_model", open_task_model)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    write_settings(folder, method="lora", base="minilm", max_length_tokens=16, heads=Moods.heads)
+    network = encoder_net.new_network(encoder_net.load_body(minilm_path, device="cpu"), Moods.heads)
+    encoder_net.save_heads(network, folder)
+    texts = ["glad", "a longer text than that " * 5, "sad ones"]
+    alone = open_task_model(folder, minilm_path, device="cpu")
+    expected = alone.classify(texts)
+
+    async def scenario() -> None:
+        async with boot(load_config()) as kernel:
+            kernel.registry().add(
+                ModelVersion(name="m", kind="task", base="minilm", path=str(folder))
+            )
+            asks = [kernel.os.classify(text, "m") for text in texts]
+            for answer, row in zip(await asyncio.gather(*asks), expected, strict=True):
+                found = {one.label: one.probability for one in answer.labels[0]}
+                assert [found[label] for label in CLASSES.labels] == pytest.approx(row, abs=1e-5)
+            assert (await kernel.os.classify(texts[1], "m")).tokens == 16
+            (tagged,) = (await kernel.os.tag("Ann is in Oslo.", "m", task="names")).texts
+            assert tagged.words == ("Ann", "is", "in", "Oslo", ".")
+            owners = {one.owner for one in (await kernel.os.stat()).ledger}
+            assert "m" in owners
+
+    asyncio.run(scenario())
