@@ -48,6 +48,11 @@ def write_tool_requests(message: Message) -> str:
     return f"<tool_call>{json.dumps(calls, ensure_ascii=False)}</tool_call>"
 
 
+def write_answer(message: Message) -> str:
+    """A message as the model wrote it: its text, then its tool requests."""
+    return "\n".join(part for part in (message.text, write_tool_requests(message)) if part)
+
+
 def parse_tool_requests(text: str, *, salt: str = "") -> tuple[str, tuple[ToolRequest, ...]]:
     """Split a model's answer into its text and its tool requests, in order.
 

@@ -69,6 +69,7 @@ class LearnJobs:
         threads: int | None = None,
         grace_s: float = GRACE_S,
         is_busy: Callable[[], bool] | None = None,
+        redactor: str | None = None,
     ) -> None:
         self._folder = folder
         self._registry = registry
@@ -76,6 +77,7 @@ class LearnJobs:
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._grace_s = grace_s
         self._is_busy = is_busy
+        self._redactor = redactor
         self._workers: dict[str, Worker] = {}
         self._held: set[str] = set()
         self._names: set[str] = set()
@@ -245,6 +247,7 @@ class LearnJobs:
             data=data,
             data_name=data_name,
             replay_data=self._replayed(call),
+            redactor=self._redactor,
             threads=self._threads,
             nice=_system_nice(nice),
             owner_pid=os.getpid(),

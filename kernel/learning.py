@@ -147,6 +147,7 @@ class Learning:
                 registry=self._registry(),
                 resolve_base=self._resolve_base,
                 is_busy=self._devices.are_computing,
+                redactor=self._settings.redactor,
             )
         return self._jobs
 

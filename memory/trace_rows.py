@@ -17,7 +17,7 @@ from typing import Literal
 
 from llmos.drivers.rows.chat_forms import to_openai, tool_to_openai
 from llmos.drivers.rows.redaction import Redactor, redact, redact_messages
-from llmos.drivers.tool_text import write_tool_requests
+from llmos.drivers.tool_text import write_answer, write_tool_requests
 from llmos.memory.episodes import Episode
 from llmos.syscalls.content import Message
 from llmos.syscalls.values import JsonObject
@@ -90,7 +90,7 @@ def _distinct(episodes: Iterable[Episode], left_out: Counter[str]) -> list[Episo
     """The best judged of equal episodes; of equally judged ones the first."""
     best: dict[str, Episode] = {}
     for one in episodes:
-        key = _digest(_prompt_key(one), _spoken(one.answer))
+        key = _digest(_prompt_key(one), write_answer(one.answer))
         other = best.get(key)
         if other is not None:
             left_out["duplicate"] += 1
@@ -108,7 +108,9 @@ def _pairs(episodes: Iterable[Episode], min_score: float | None) -> list[tuple[E
     pairs: list[tuple[Episode, Episode]] = []
     for group in groups.values():
         best, worst = max(group, key=_score), min(group, key=_score)
-        differ = _score(best) > _score(worst) and _spoken(best.answer) != _spoken(worst.answer)
+        differ = _score(best) > _score(worst) and write_answer(best.answer) != write_answer(
+            worst.answer
+        )
         if differ and _reaches(best, min_score):
             pairs.append((best, worst))
     return pairs
@@ -123,7 +125,7 @@ def _prefer(
     best: Episode, worst: Episode, redactor: Redactor | None, counts: Counter[str]
 ) -> JsonObject:
     def answer(one: Episode) -> str:
-        text = _spoken(one.answer)
+        text = write_answer(one.answer)
         if redactor is None:
             return text
         found = redact(text, redactor)
@@ -164,11 +166,6 @@ def _about(one: Episode) -> JsonObject:
     if one.tools:
         about["tools"] = [tool_to_openai(tool) for tool in one.tools]
     return about
-
-
-def _spoken(answer: Message) -> str:
-    """An answer as the model wrote it: its text, then its tool requests."""
-    return "\n".join(part for part in (answer.text, write_tool_requests(answer)) if part)
 
 
 def _prompt_key(one: Episode) -> str:

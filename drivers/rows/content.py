@@ -14,7 +14,7 @@ from llmos.drivers.rows.kinds import (
     TaggedRow,
     TextRow,
 )
-from llmos.drivers.tool_text import write_tool_requests
+from llmos.drivers.tool_text import write_answer
 from llmos.syscalls.content import Message
 
 _OUTSIDE = "O"
@@ -80,6 +80,4 @@ def labels_of(row: Row) -> tuple[str, ...]:
 
 
 def _spoken(messages: tuple[Message, ...]) -> str:
-    """Text and tool requests, a line each."""
-    said = (part for one in messages for part in (one.text, write_tool_requests(one)) if part)
-    return "\n".join(said)
+    return "\n".join(write_answer(message) for message in messages)

@@ -13,7 +13,7 @@ from typing import Any
 from llmos.drivers.rows.checks import check_apart, check_classes, check_labels
 from llmos.drivers.rows.kinds import Row
 from llmos.drivers.rows.reading import read_rows
-from llmos.drivers.rows.redaction import redact_rows
+from llmos.drivers.rows.redaction import load_redactor, redact_rows
 from llmos.drivers.rows.splits import split
 from llmos.drivers.training.job import TrainJob, file_hash
 from llmos.drivers.training.objectives import Rows
@@ -71,7 +71,7 @@ def _held_out(job: TrainJob, train: Sequence[Row], path: str, field: str) -> lis
 
 def _read(job: TrainJob, path: str, name: str | None) -> list[Row]:
     rows = read_rows(Path(path), job.objective, name=name, group_field=job.group_field)
-    return redact_rows(rows)[0] if job.redact else rows
+    return redact_rows(rows, load_redactor(job.redactor))[0] if job.redact else rows
 
 
 def _with_replay(train: Sequence[Row], job: TrainJob) -> list[Row]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.drivers.rows.kinds import ChatRow
+from llmos.drivers.tool_text import write_answer
 from llmos.drivers.training.decoder import Decoder, kind_of, open_decoder, save_decoder
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.methods import RATES
@@ -17,6 +18,7 @@ from llmos.drivers.training.objectives import Rows
 from llmos.drivers.training.rendering import Chat, TokenizerChat
 from llmos.drivers.training.task import Built, Encoded, Item
 from llmos.syscalls.content import Message
+from llmos.syscalls.results import ToolSpec
 
 
 class InstructTask(NextToken):
@@ -61,7 +63,8 @@ def encode_rows(rows: Sequence[ChatRow], chat: Chat, *, max_length_tokens: int) 
     truncated: list[str] = []
     skipped: list[str] = []
     for row in rows:
-        item = encode_row(row.messages[:-1], row.messages[-1].text, row.origin, chat)
+        answer = write_answer(row.messages[-1])
+        item = encode_row(row.messages[:-1], answer, row.origin, chat, tools=row.tools)
         if item.payload >= max_length_tokens:
             skipped.append(row.origin)
             continue
@@ -72,7 +75,14 @@ def encode_rows(rows: Sequence[ChatRow], chat: Chat, *, max_length_tokens: int) 
     return Encoded(tuple(kept), tuple(truncated), tuple(skipped))
 
 
-def encode_row(prompt: Sequence[Message], answer: str, origin: str, chat: Chat) -> Item:
+def encode_row(
+    prompt: Sequence[Message],
+    answer: str,
+    origin: str,
+    chat: Chat,
+    *,
+    tools: Sequence[ToolSpec] = (),
+) -> Item:
     """The tokens of a row, the answer's apart from the prompt's as when the model generates it."""
-    given = chat.render(prompt)
+    given = chat.render(prompt, tools=tools)
     return Item((*given, *chat.tokenize(answer), chat.end_token), len(given), origin)

@@ -59,7 +59,7 @@ class PreferTask:
         most = self._max_length_tokens
         for row in rows:
             sides = [
-                encode_row(row.messages, answer, row.origin, self._chat)
+                encode_row(row.messages, answer, row.origin, self._chat, tools=row.tools)
                 for answer in (row.chosen, row.rejected)
             ]
             if sides[0].payload >= most:

@@ -12,13 +12,16 @@ from llmos.drivers.chat import ChatFormat
 from llmos.drivers.torch_vocabulary import TorchVocabulary
 from llmos.syscalls.content import Message, assistant, user
 from llmos.syscalls.errors import SyscallError
+from llmos.syscalls.results import ToolSpec
 
 
 class Chat(Protocol):
     """How the model that trains reads conversations when it serves."""
 
-    def render(self, messages: Sequence[Message], /) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer."""
+    def render(
+        self, messages: Sequence[Message], /, *, tools: Sequence[ToolSpec] = ()
+    ) -> list[int]:
+        """Token ids of a conversation in which tools are offered, ready for the next answer."""
         ...
 
     def tokenize(self, text: str, /) -> list[int]:
@@ -50,9 +53,11 @@ class TokenizerChat:
         )
         self.end_token = self._find_end(tokenizer.eos_token_id)
 
-    def render(self, messages: Sequence[Message], /) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer."""
-        return self._format.render(messages)
+    def render(
+        self, messages: Sequence[Message], /, *, tools: Sequence[ToolSpec] = ()
+    ) -> list[int]:
+        """Token ids of a conversation in which tools are offered, ready for the next answer."""
+        return self._format.render(messages, tools=tools)
 
     def tokenize(self, text: str, /) -> list[int]:
         """Token ids of a text, none of it read as markup."""
