@@ -202,10 +202,39 @@ class Contexts:
             model=context.model,
             budget_tokens=context.budget_tokens,
             policy=context.policy_name,
+            owner=process.client or None,
             state=context.state.copy(),
         )
         size = await asyncio.to_thread(self._folder.save, namespace, call.name, saved)
         return ContextSaved(name=call.name, namespace=namespace, bytes=size)
+
+    async def forget(self, process: Process, call: calls.Forget) -> None:
+        """Delete what a request for all of a namespace, or all of an owner, means beside notes.
+
+        That is saved contexts, and with a namespace its core memory. Ids, a source or metadata
+        choose notes only.
+        """
+        if call.ids or call.source is not None or call.where:
+            return
+        if call.owner is None and not call.everything:
+            return
+
+        def delete() -> None:
+            if call.namespace is not None:
+                names = [call.namespace]
+            elif call.owner is not None:
+                own, allows = process.namespace, process.capabilities.allows
+                names = [
+                    name
+                    for name in self._folder.namespaces()
+                    if name == own or allows("write", name)
+                ]
+            else:
+                names = [process.namespace]
+            for name in names:
+                self._folder.forget(name, owner=call.owner)
+
+        await asyncio.to_thread(delete)
 
     async def restore(self, process: Process, call: calls.ContextRestore) -> ContextRef:
         """Open a saved context, counted again with the model as it is now."""

@@ -59,7 +59,9 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
         case c.Ingest():
             return await kernel.ingestions.ingest(process, call)
         case c.Forget():
-            return await kernel.library.forget(process, call)
+            forgotten = await kernel.library.forget(process, call)
+            await kernel.contexts.forget(process, call)
+            return forgotten
         case c.MemoryStat():
             return await kernel.library.stat(process)
         case c.ToolCall():

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,12 +20,14 @@ from llmos.syscalls.results import ContextPolicy
 from llmos.syscalls.values import Value
 
 VERSION = 1
+_INSIDE = "in-"  # before a namespace's name in its folder's name, which then is never ".."
 
 
 class SavedContext(Value):
-    """A context with what it was opened with."""
+    """A context with what it was opened with. `owner` is the client that it was saved for."""
 
     version: int = VERSION
+    owner: str | None = None
     model: str
     budget_tokens: int
     policy: ContextPolicy
@@ -92,6 +94,35 @@ class ContextFolder:
         """The names under which contexts are saved."""
         return sorted(file.stem for file in self._folder(namespace).glob("*.json"))
 
+    def namespaces(self) -> list[str]:
+        """Every namespace that something is kept for, sorted."""
+        return sorted(
+            unquote(folder.name[len(_INSIDE) :]) for folder in self._path.glob(f"{_INSIDE}*")
+        )
+
+    def forget(self, namespace: str, *, owner: str | None = None) -> None:
+        """Delete all that is kept for a namespace, or the contexts that were saved for an owner.
+
+        Raises: SyscallError("storage"), also for a file that is damaged, so that nobody knows whose
+        it was.
+        """
+        folder = self._folder(namespace)
+        if owner is None:
+            gone = list(folder.glob("*"))
+        else:
+            gone = [
+                folder / f"{name}.json"
+                for name in self.names(namespace)
+                if self.load(namespace, name).owner == owner
+            ]
+        try:
+            for file in gone:
+                file.unlink(missing_ok=True)
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        except OSError as problem:
+            raise _storage(folder, problem) from problem
+
     def core(self, namespace: str) -> str:
         """Core memory of a namespace. Raises: SyscallError("storage")."""
         file = self._folder(namespace) / "core.txt"
@@ -107,7 +138,7 @@ class ContextFolder:
         self._write(self._folder(namespace) / "core.txt", text.encode())
 
     def _folder(self, namespace: str) -> Path:
-        return self._path / f"in-{quote(namespace, safe='')}"
+        return self._path / f"{_INSIDE}{quote(namespace, safe='')}"
 
     def _write(self, file: Path, data: bytes) -> None:
         draft = file.with_name(f"{file.name}.{os.getpid()}.new")

@@ -207,6 +207,15 @@ def delete(sql: sqlite3.Connection, ids: Ids) -> None:
         )
 
 
+def sources(sql: sqlite3.Connection, ids: Ids) -> list[tuple[str, str]]:
+    """The sources of some notes, each once, with their namespaces."""
+    return sql.execute(
+        "SELECT DISTINCT namespace, source FROM notes"
+        " WHERE id IN (SELECT value FROM json_each(?)) AND source IS NOT NULL",
+        (json.dumps(ids.tolist()),),
+    ).fetchall()
+
+
 def expired(sql: sqlite3.Connection, now: float) -> Ids:
     """The ids of notes that expired by `now`, in any namespace."""
     return _ids(sql, "notes WHERE expires_at <= ?", (now,))

@@ -37,6 +37,7 @@ from llmos.memory.decay import DEFAULT as DECAY
 from llmos.memory.decay import Decay, faded_ids
 from llmos.memory.filters import Filter
 from llmos.memory.fresh import Digests, settle_all
+from llmos.memory.ingest.manifest import drop_if_forgotten
 from llmos.memory.knowledge import related
 from llmos.memory.later import Later
 from llmos.memory.nearest import NearestNotes
@@ -213,6 +214,8 @@ class Store:
     ) -> Forgotten:
         """Delete the notes of some namespaces that match every selector given, history included.
 
+        Of a file that no note is left of, nothing is known any more.
+
         Raises: SyscallError("invalid") without any selector, or for a field of `where` that no note
         has; SyscallError("storage").
         """
@@ -237,7 +240,9 @@ class Store:
             gone = rows.select_ids(sql, chosen)
             if not len(gone):
                 refuse_unknown(sql, parse(chosen.where), spaces)
+            files = rows.sources(sql, gone)
             rows.delete(sql, gone)
+            drop_if_forgotten(sql, files)
             return len(gone)
 
         return Forgotten(count=self._write(write))

@@ -8,7 +8,7 @@ whoever forgets a file's notes need not know of this table.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -98,6 +98,13 @@ def drop(sql: sqlite3.Connection, namespace: str, path: str) -> None:
 def drop_forgotten(sql: sqlite3.Connection) -> None:
     """Drop the rows of files whose notes somebody forgot; their paths may be private too."""
     sql.execute(f"DELETE FROM documents WHERE NOT {_HAS_NOTES}")
+
+
+def drop_if_forgotten(sql: sqlite3.Connection, files: Iterable[tuple[str, str]]) -> None:
+    """Drop the rows of some files, by namespace and path, of which no note is left."""
+    sql.executemany(
+        f"DELETE FROM documents WHERE namespace = ? AND path = ? AND NOT {_HAS_NOTES}", files
+    )
 
 
 def below(sql: sqlite3.Connection, namespace: str, folder: str, after: str) -> list[str]:

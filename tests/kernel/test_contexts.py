@@ -276,6 +276,25 @@ def test_a_saved_context_goes_on_after_a_restart(boot_kernel: Any) -> None:
     asyncio.run(second(asyncio.run(first())))
 
 
+def test_to_forget_a_namespace_is_to_forget_its_saved_contexts_and_core(boot_kernel: Any) -> None:
+    async def scenario() -> None:
+        async with boot_kernel(**Said().settings) as kernel:
+            os: OS = kernel.os
+            context = await os.context_open([user("a")])
+            for namespace in ("anna", "bob"):
+                await os.context_save(context, "talk", namespace=namespace)
+                await os.core_memory(append="text", namespace=namespace)
+            await os.forget(where={"kind": "letter"}, namespace="bob")
+            await os.forget(everything=True, namespace="anna")
+            with pytest.raises(SyscallError, match="saved are none"):
+                await os.context_restore("talk", namespace="anna")
+            assert await os.core_memory(namespace="anna") == ""
+            await os.context_restore("talk", namespace="bob")
+            assert await os.core_memory(namespace="bob") == "text"
+
+    asyncio.run(scenario())
+
+
 def test_a_damaged_save_is_refused_and_left(boot_kernel: Any, tmp_path: Any) -> None:
     async def scenario() -> None:
         async with boot_kernel(**Said().settings) as kernel:

@@ -15,11 +15,11 @@ from llmos.syscalls.content import user
 from llmos.syscalls.errors import SyscallError
 
 
-def saved(text: str) -> SavedContext:
+def saved(text: str, owner: str | None = None) -> SavedContext:
     state = ContextState(
         window={0: new_segment(0, user(text), None, 3)}, pages=(Pages("n", "mark"),), appended=1
     )
-    return SavedContext(model="tiny", budget_tokens=100, policy="default", state=state)
+    return SavedContext(model="tiny", budget_tokens=100, policy="default", owner=owner, state=state)
 
 
 def test_what_was_saved_comes_back_and_a_later_save_replaces_it(tmp_path: Path) -> None:
@@ -85,3 +85,25 @@ def test_what_cannot_be_read_is_refused_and_left(tmp_path: Path, damage: Any, sa
         folder.load("n", "talk")
     assert refusal.value.code == "storage"
     assert file.read_bytes() == before
+
+
+def test_a_namespace_is_forgotten_with_all_that_is_kept_for_it(tmp_path: Path) -> None:
+    folder = ContextFolder(tmp_path)
+    for namespace in ("n", "ü/m"):
+        folder.save(namespace, "talk", saved("one"))
+        folder.write_core(namespace, "text")
+    assert folder.namespaces() == ["n", "ü/m"]
+    folder.forget("n")
+    folder.forget("nobody's")
+    assert (folder.names("n"), folder.core("n")) == ([], "")
+    assert folder.namespaces() == ["ü/m"]
+    assert (folder.names("ü/m"), folder.core("ü/m")) == (["talk"], "text")
+
+
+def test_what_was_saved_for_an_owner_is_forgotten_alone(tmp_path: Path) -> None:
+    folder = ContextFolder(tmp_path)
+    folder.save("n", "his", saved("one", owner="bob"))
+    folder.save("n", "hers", saved("two", owner="ann"))
+    folder.save("n", "nobody's", saved("three"))
+    folder.forget("n", owner="bob")
+    assert folder.names("n") == ["hers", "nobody's"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmos.memory.ingest.manifest import begin
 from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
@@ -363,6 +365,29 @@ def test_an_index_without_room_loses_nothing_and_is_made_again(
     assert texts(find(store)) == ["before", "kept"]
     put(store, "after", 1.5)
     assert texts(find(store)) == ["before", "kept", "after"]
+
+
+def test_of_a_file_whose_notes_are_forgotten_nothing_is_known(store: Store) -> None:
+    put(store, "one", source="/a.md")
+    put(store, "two", source="/a.md")
+    put(store, "three", source="/b.md")
+
+    def known(sql: sqlite3.Connection) -> None:
+        for path in ("/a.md", "/b.md"):
+            begin(sql, "a", path)
+
+    store.record(known)
+    store.forget("a", ids=[1])
+    assert paths(store) == ["/a.md", "/b.md"]
+    store.forget("a", source="/a.md")
+    assert paths(store) == ["/b.md"]
+    store.forget("a", everything=True)
+    assert paths(store) == []
+
+
+def paths(store: Store) -> list[str]:
+    with store.reading() as reader:
+        return [path for (path,) in reader.sql.execute("SELECT path FROM documents ORDER BY path")]
 
 
 def test_a_closed_store_says_so_and_closes_twice(store: Store) -> None:

@@ -130,7 +130,7 @@ def test_notes_that_somebody_forgot_come_back(store: Store, folder: Path) -> Non
     ingest(store, folder)
     store.forget("docs", source=str(folder / "lamp.md"))
     again = ingest(store, folder)
-    assert (again.changed, again.unchanged) == (1, 1)
+    assert (again.new, again.unchanged) == (1, 1)
     assert found(store, "lamp")
 
 
