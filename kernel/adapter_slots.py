@@ -24,7 +24,7 @@ _WEIGHTS = "adapter_model.safetensors"
 class AdapterLimits(NamedTuple):
     """How many adapters one device holds, and of how many bytes together."""
 
-    count: int = 32
+    adapters: int = 32
     bytes: int = 1024 * 2**20
 
 
@@ -90,7 +90,7 @@ class AdapterSlots:
     def _has_room(self, slots: Collection[_Slot], size_bytes: int) -> bool:
         held_bytes = sum(slot.bytes for slot in slots)
         return not slots or (
-            len(slots) < self._limits.count and held_bytes + size_bytes <= self._limits.bytes
+            len(slots) < self._limits.adapters and held_bytes + size_bytes <= self._limits.bytes
         )
 
     def _detach(self, name: str) -> None:

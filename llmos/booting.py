@@ -136,7 +136,7 @@ def settings_of(config: Config) -> Settings:
         reranker=None if config.reranker is None else _reranker(config.reranker, store),
         tasks=TaskSetting(open=_task_opener(config, store), memory_bytes=config.serving.task_bytes),
         adapters=AdapterLimits(
-            count=config.serving.max_adapters, bytes=config.serving.adapter_bytes
+            adapters=config.serving.max_adapters, bytes=config.serving.adapter_bytes
         ),
         consolidation=_consolidation(config.consolidation),
         kv=KVSettings(

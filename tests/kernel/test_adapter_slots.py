@@ -164,7 +164,7 @@ def test_more_adapters_than_there_is_room_for_serve_all_their_agents(
     )
 
     async def scenario() -> None:
-        limits = AdapterLimits(count=2)
+        limits = AdapterLimits(adapters=2)
         async with boot_kernel(models={"scripted": setting}, adapters=limits) as kernel:
             names = [f"v{number}" for number in range(6)]
             for name in names:
