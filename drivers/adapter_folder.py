@@ -64,7 +64,10 @@ def read_adapter(folder: Path) -> LoraAdapter:
     ]
     if settings.get("peft_type") != "LORA" or unserved:
         what = ", ".join(unserved) or f"peft_type {settings.get('peft_type')}"
-        raise DeviceError(f"the adapter {folder.name} is more than a plain LoRA: {what}")
+        raise DeviceError(
+            f"the adapter {folder.name} is more than a plain LoRA: {what}; exported, it is merged "
+            "with its base, and those are full weights that can serve"
+        )
     return LoraAdapter(
         rank=int(settings["r"]),
         alpha=float(settings["lora_alpha"]),

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llmos import cli_data, cli_label, cli_memory
+from llmos import cli_data, cli_label, cli_learning, cli_memory, cli_versions
 from llmos.command_line import AsJson, ConfigFile, Model, Offline, Policy, command, configured
 
 app = typer.Typer(
@@ -234,25 +234,6 @@ def tune(
 
 @app.command()
 @command
-def models(
-    verify: Annotated[bool, typer.Option("--verify", help="Read and check every byte.")] = False,
-    remove: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Delete this model, or NAME:FORMAT its copy.")
-    ] = None,
-    as_json: AsJson = False,
-    config: ConfigFile = None,
-) -> int:
-    """List models: here, known and configured."""
-    from llmos.commands_models import list_models, remove_model
-
-    settings = configured(config)
-    if remove is not None:
-        return remove_model(settings, remove)
-    return list_models(settings, is_verifying=verify, as_json=as_json)
-
-
-@app.command()
-@command
 def devices(
     measure: Annotated[
         bool, typer.Option("--measure", help="Run a little work on each model first.")
@@ -277,7 +258,9 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
 
 app.command()(cli_label.classify)
 app.command()(cli_label.tag)
+cli_learning.add_to(app)
 app.add_typer(cli_memory.app)
+app.add_typer(cli_versions.app)
 app.add_typer(cli_data.app)
 
 

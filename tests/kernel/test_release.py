@@ -197,7 +197,7 @@ def test_no_call_is_lost_while_versions_come_and_go(scene: Any) -> None:
         for name in ("a", "f", "b", "g", "f"):
             await kernel.os.model_promote(name)
             clock.advance(swaps.LINGER_S)
-        answers = sum(await kernel.os.results(pids), [])
+        answers = [answer for told in await kernel.os.results(pids) for answer in told]
         assert len(answers) == 72
         assert set(answers) <= {
             "base speaks",
@@ -476,7 +476,7 @@ def test_only_decoders_serve_a_base(scene: Any) -> None:
         with pytest.raises(SyscallError, match="give it another slot"):
             await kernel.os.model_promote("t", slot="small")
         assert (await kernel.os.model_promote("t", slot="people")).slot == "people"
-        with pytest.raises(SyscallError, match="cannot be exported|kind task"):
+        with pytest.raises(SyscallError, match="kind task"):
             await kernel.os.model_export("t")
 
     scene(body)
