@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from llmos.agents.handle import OS
 from llmos.drivers.rows.kinds import ChatRow, PreferRow
 from llmos.drivers.rows.reading import read_rows
+from llmos.drivers.rows.redaction import redact
 from llmos.drivers.scripted import Scripted
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting
@@ -361,5 +363,22 @@ def test_rows_go_where_the_caller_may_write_and_nowhere_else(boot_kernel: Any) -
             rights = ALL_CAPABILITIES.model_copy(update={"folders_write": frozenset[str]()})
             pid = await os.spawn(learner, namespace, capabilities=rights)
             assert await os.result(pid) == "denied"
+
+    asyncio.run(scenario())
+
+
+def test_the_programs_of_the_page_run(boot_kernel: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "learning-data.md").read_text()
+    names: dict[str, Any] = {"__name__": "page"}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    found = redact("CASE-12345 of ann@example.org", names["WithCaseNumbers"]())
+    assert found.text == "[case] of [email]"
+
+    async def scenario() -> None:
+        async with boot_kernel(models=MODELS) as kernel:
+            questions = {"What is 2+2?": "4", "Who are you?": "Bob"}
+            pid = await kernel.os.spawn(names["practise"], questions)
+            assert await kernel.os.result(pid) == "1 rows in traces.jsonl"
 
     asyncio.run(scenario())
