@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmos.drivers.adapter_folder import SETTINGS, read_adapter
 from llmos.drivers.contract import DeviceError
-from llmos.drivers.torch_weights import checkpoint, load_model, load_tokenizer
+from llmos.drivers.torch_weights import checkpoint, load_model, load_tokenizer, quiet
 from llmos.drivers.training import methods
 from llmos.drivers.training.job import TrainJob
 from llmos.syscalls.errors import SyscallError
@@ -241,5 +241,6 @@ def save_decoder(decoder: Decoder, method: str, folder: Path) -> None:
     model = decoder.model
     if method != "full":
         model = deepcopy(model).merge_and_unload()
-    model.float().save_pretrained(folder)
+    with quiet():
+        model.float().save_pretrained(folder)
     decoder.tokenizer.save_pretrained(folder)
