@@ -27,6 +27,7 @@ class JobRecord:
     losses: dict[int, float] = field(default_factory=dict[int, float])
     evals: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])
     last: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])  # by event
+    rows: list[JsonObject] = field(default_factory=list[JsonObject])  # each row's origin and loss
 
     def hear(self, event: JsonObject) -> None:
         """Take an event in and hand it on."""
@@ -40,6 +41,8 @@ class JobRecord:
                 self.losses[event["step"]] = event["loss"]
             case "eval":
                 self.evals[event["when"]] = event
+            case "rows":
+                self.rows += event["rows"]
             case kind:
                 self.last[kind] = event
 

@@ -110,10 +110,13 @@ class LearnJobs:
             self._names.discard(call.name)
             self._held.discard(call.name)
 
-    async def evaluate(self, call: Evaluate) -> Evaluated:
+    async def evaluate(
+        self, call: Evaluate, *, on_rows: Callable[[list[JsonObject]], None] | None = None
+    ) -> Evaluated:
         """The loss of a base, or of a version on its base, over all rows.
 
-        Without a version it is the base itself that is measured, whatever is promoted.
+        Without a version it is the base itself that is measured, whatever is promoted. `on_rows`
+        is told each row's origin, mean loss and tokens.
         Raises: SyscallError: "unknown_model", "invalid" for bad data or rows that are too long,
         "failed".
         """
@@ -127,6 +130,8 @@ class LearnJobs:
             except SyscallError as died:
                 record.raise_told(died)
                 raise
+            if on_rows is not None:
+                on_rows(record.rows)
             return record.evaluated()
         finally:
             shutil.rmtree(folder, ignore_errors=True)

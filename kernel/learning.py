@@ -107,11 +107,17 @@ class Learning:
             )
         return self._spawn(process, Job(self._opened(), self._with_files(process, call)))
 
-    async def evaluate(self, process: Process, call: calls.Evaluate) -> Evaluated:
+    async def evaluate(
+        self,
+        process: Process,
+        call: calls.Evaluate,
+        *,
+        on_rows: Callable[[list[JsonObject]], None] | None = None,
+    ) -> Evaluated:
         """Held-out loss, computed in an OS process of its own; one evaluation runs at a time."""
         call = self._with_data(process, call)
         async with self._evaluating:
-            return await self._opened().evaluate(call)
+            return await self._opened().evaluate(call, on_rows=on_rows)
 
     def _with_data(self, process: Process, call: C) -> C:
         """The call with its data file where the process may read it. Raises: as `readable`."""

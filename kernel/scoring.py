@@ -13,10 +13,10 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from llmos.drivers.metrics import predictions as metrics
 from llmos.drivers.metrics.predictions import Prediction, Scores
@@ -33,11 +33,22 @@ from llmos.kernel.task_models import TaskModels
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.evaluation_results import Compared, Evaluated
+from llmos.syscalls.values import JsonObject
 
 LOSS_OBJECTIVES = ("instruct", "pretrain", "prefer", "embed")
 _TEXTS_AT_ONCE = 512  # of one Classify or Tag
 
-MeasureLoss = Callable[[Process, calls.Evaluate], Awaitable[Evaluated]]
+
+class MeasureLoss(Protocol):
+    """Measures a loss in a worker, and tells each row's (`learning.py`)."""
+
+    async def __call__(
+        self,
+        process: Process,
+        call: calls.Evaluate,
+        *,
+        on_rows: Callable[[list[JsonObject]], None] | None = None,
+    ) -> Evaluated: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class _Measured:
     target: Target
     predictions: list[Prediction]
     scores: Scores
+    rows: int
     tokens: int
 
 
@@ -79,10 +91,10 @@ class Scoring:
         target = self._targets.of(call.model, call.adapter)
         objective = call.objective or target.objective
         others = [self._targets.of(name) for name in call.against]
-        if objective in LOSS_OBJECTIVES and not others and not call.report:
-            return await self._loss_alone(process, call, target, objective)
-        async with as_file(given(self._files, process, call.data)) as file:
-            rows = await asyncio.to_thread(_read, file, objective, call)
+        rows: Sequence[Row] = ()
+        if objective not in LOSS_OBJECTIVES:  # those a worker reads by itself
+            async with as_file(given(self._files, process, call.data)) as file:
+                rows = await asyncio.to_thread(_read, file, objective, call)
         measured = [
             await self._measured(process, call, one, objective, rows) for one in (target, *others)
         ]
@@ -94,18 +106,6 @@ class Scoring:
         return evaluated
 
     # --- what it says -----------------------------------------------------------------------------
-
-    async def _loss_alone(
-        self, process: Process, call: calls.Evaluate, target: Target, objective: str
-    ) -> Evaluated:
-        if target.kind == "prompt":
-            raise SyscallError(
-                "invalid",
-                "objective: a prompt version has no loss of its own; ask for generate or classify",
-                field="objective",
-            )
-        found = await self._measure_loss(process, call)
-        return found.model_copy(update={"model": target.name, "objective": objective})
 
     async def _measured(
         self,
@@ -128,15 +128,8 @@ class Scoring:
                 found, tokens = await self._answers(process, call, target, chats)
             case _:
                 return await self._losses(process, call, target, objective)
-        scores = await asyncio.to_thread(
-            metrics.score,
-            objective,
-            found,
-            labels=labels,
-            resamples=call.resamples,
-            seed=call.seed,
-        )
-        return _Measured(target, found, scores, tokens)
+        scores = await self._scored(call, objective, found, labels)
+        return _Measured(target, found, scores, rows=len(found), tokens=tokens)
 
     async def _labels(
         self,
@@ -278,17 +271,43 @@ class Scoring:
     async def _losses(
         self, process: Process, call: calls.Evaluate, target: Target, objective: str
     ) -> _Measured:
-        alone = call.model_copy(
-            update={
-                "model": target.model,
-                "adapter": target.adapter,
-                "against": (),
-                "report": False,
-            }
+        """What a worker measures; of a decoder each row's loss, so that there are intervals."""
+        if target.kind == "prompt":
+            raise SyscallError(
+                "invalid",
+                "objective: a prompt version has no loss of its own; ask for generate or classify",
+                field="objective",
+            )
+        alone = call.model_copy(update={"objective": objective, "against": (), "report": False})
+        if target.name not in (call.model, call.adapter):  # one that is compared with
+            alone = alone.model_copy(update={"model": target.name, "adapter": None})
+        told: list[JsonObject] = []
+        found = await self._measure_loss(process, alone, on_rows=told.extend)
+        losses = [
+            Prediction(row["origin"], "", loss=row["loss"] * row["tokens"], weight=row["tokens"])
+            for row in told
+        ]
+        scores = Scores(found.metrics, {}, {}, found.loss)
+        if losses:
+            own = await self._scored(call, objective, losses)
+            scores = own._replace(metrics={**found.metrics, **own.metrics})
+        return _Measured(target, losses, scores, rows=found.rows, tokens=found.tokens)
+
+    async def _scored(
+        self,
+        call: calls.Evaluate,
+        objective: str,
+        found: Sequence[Prediction],
+        labels: Sequence[str] = (),
+    ) -> Scores:
+        return await asyncio.to_thread(
+            metrics.score,
+            objective,
+            found,
+            labels=labels,
+            resamples=call.resamples,
+            seed=call.seed,
         )
-        found = await self._loss_alone(process, alone, target, objective)
-        scores = Scores(found.metrics, found.intervals, found.tables, found.loss)
-        return _Measured(target, [], scores, found.tokens)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -346,7 +365,7 @@ def _summed_up(call: calls.Evaluate, objective: str, measured: Sequence[_Measure
         objective=objective,
         loss=scores.loss,
         perplexity=scores.metrics.get("perplexity"),
-        rows=len(first.predictions),
+        rows=first.rows,
         tokens=first.tokens,
         metrics=scores.metrics,
         intervals=scores.intervals,

@@ -21,6 +21,8 @@ from llmos.drivers.training.task import Task
 from llmos.drivers.training.worker_process import Emit
 from llmos.syscalls.errors import SyscallError
 
+ROWS_AT_ONCE = 1000  # losses of rows in one event
+
 _DECODER_TASKS = {"instruct": InstructTask, "pretrain": PretrainTask, "prefer": PreferTask}
 
 
@@ -58,6 +60,9 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
         tokens=tokens,
         metrics=metrics,
     )
+    losses = [row for row in measured.predictions if isinstance(row, dict) and "loss" in row]
+    for first in range(0, len(losses), ROWS_AT_ONCE):
+        emit("rows", rows=losses[first : first + ROWS_AT_ONCE])
     emit("done", seconds=time.monotonic() - started, tokens=tokens)
 
 
