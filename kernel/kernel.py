@@ -104,6 +104,7 @@ class Kernel:
             self._open_store,
             reembedding=Reembedding(self.devices.encoders, settings.embedding, start=self._reembed),
             rerank=None if settings.reranker is None else self.devices.encoders.rerank,
+            private_days=settings.private_notes_days,
         )
         self.ingestions = Ingestions(self.library, self.files)
         self.contexts = Contexts(

@@ -7,6 +7,8 @@ thread that keeps the disk away from the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -16,6 +18,7 @@ from llmos.kernel.encoders import Encoders
 from llmos.kernel.process import Process
 from llmos.kernel.reembedding import Reembedding
 from llmos.kernel.settings import Settings
+from llmos.memory.decay import DAY_S
 from llmos.memory.dialogues import Said, said_after
 from llmos.memory.notes import unfit
 from llmos.memory.query import Query, Reranker
@@ -26,6 +29,8 @@ from llmos.syscalls.errors import ConfigError, SyscallError
 from llmos.syscalls.results import Facts, Forgotten, Hits, MemoryInfo, Remembered
 
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 # How well each of some texts answers a query, from 0 to 1.
 Rerank = Callable[[str, Sequence[str]], Awaitable[Sequence[float]]]
@@ -56,8 +61,11 @@ class Library:
         *,
         reembedding: Reembedding,
         rerank: Rerank | None = None,
+        private_days: float = math.inf,
     ) -> None:
+        """`private_days` is how long processes' own notes are kept after the newest of them."""
         self.rerank = rerank
+        self._private_days = private_days
         self._encoders = encoders
         self._reembedding = reembedding
         self._open_store = open_store
@@ -274,10 +282,18 @@ class Library:
 
     async def _open(self) -> Store:
         try:
-            self._store = await asyncio.to_thread(self._open_store)
+            self._store = await asyncio.to_thread(self._opened_store)
             return self._store
         finally:
             self._opening = None
+
+    def _opened_store(self) -> Store:
+        store = self._open_store()
+        try:
+            store.forget_left_behind(self._private_days * DAY_S)
+        except SyscallError as problem:  # a full disk, say, on which all can be read
+            log.warning("what ended processes left is kept for now: %s", problem)
+        return store
 
 
 async def _again_if_busy(work: Callable[[], Awaitable[R]]) -> R:

@@ -147,6 +147,7 @@ class Settings:
     console_bytes: int = 1_048_576
     trace_events: int = 200_000
     redactor: str | None = None  # module:name of what finds personal data in training rows
+    private_notes_days: float = 90.0  # how long what ended processes left is kept
     max_processes: int = 100_000
     max_queued: int = 10_000
     quota: Quota = field(default_factory=Quota)

@@ -156,6 +156,7 @@ def settings_of(config: Config) -> Settings:
         ),
         weights=config.shares,
         max_queued=config.max_queued,
+        private_notes_days=config.private_notes_days,
         scheduling=PolicySettings(
             quantum_tokens=config.quantum_tokens,
             ageing_s=config.ageing_s,

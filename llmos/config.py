@@ -235,6 +235,7 @@ class Config(Settings):
     pipe_bytes: int = Field(default=65_536, ge=1)
     trace_events: int = Field(default=200_000, ge=0)
     redactor: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    private_notes_days: float = Field(default=90.0, gt=0)
     quantum_tokens: int = Field(default=16, ge=1)
     ageing_s: float = Field(default=60.0, gt=0)
     head_start_s: float = Field(default=600.0, ge=0)

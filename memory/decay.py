@@ -52,6 +52,21 @@ def lasts_s(importance: float, uses: int, decay: Decay = DEFAULT) -> float:
     return decay.half_life_s * (1 + uses) * math.log2(importance / decay.floor)
 
 
+def left_behind_ids(sql: sqlite3.Connection, before: float) -> list[int]:
+    """The notes in processes' own namespaces to which nothing was added since a time.
+
+    No later process can name such a namespace, so once its process has ended nobody reads them but
+    who restores a context that was saved from there.
+    """
+    own = "namespace >= 'process-' AND namespace < 'process.'"  # "." comes after "-"
+    rows = sql.execute(
+        f"SELECT id FROM notes WHERE {own} AND namespace NOT IN"
+        f" (SELECT namespace FROM notes WHERE {own} AND created_at >= ?)",
+        (before,),
+    )
+    return [note for (note,) in rows]
+
+
 def faded_ids(
     sql: sqlite3.Connection,
     now: float,

@@ -34,7 +34,7 @@ from llmos.memory.conditions import parse, refuse_unknown
 from llmos.memory.damage import storage_errors
 from llmos.memory.database import Database
 from llmos.memory.decay import DEFAULT as DECAY
-from llmos.memory.decay import Decay, faded_ids
+from llmos.memory.decay import Decay, faded_ids, left_behind_ids
 from llmos.memory.filters import Filter
 from llmos.memory.fresh import Digests, settle_all
 from llmos.memory.ingest.manifest import drop_if_forgotten
@@ -257,6 +257,23 @@ class Store:
 
         def write(sql: sqlite3.Connection) -> int:
             gone = np.array(faded_ids(sql, now, how, namespaces=namespaces), dtype=np.int64)
+            rows.delete(sql, gone)
+            return len(gone)
+
+        return Forgotten(count=self._write(write))
+
+    def forget_left_behind(self, after_s: float) -> Forgotten:
+        """Delete what is in processes' own namespaces, `after_s` seconds after the newest of each.
+
+        Raises: SyscallError("storage").
+        """
+        before = self._clock() - after_s
+        with self.reading() as reader:
+            if not left_behind_ids(reader.sql, before):
+                return Forgotten(count=0)
+
+        def write(sql: sqlite3.Connection) -> int:
+            gone = np.array(left_behind_ids(sql, before), dtype=np.int64)
             rows.delete(sql, gone)
             return len(gone)
 

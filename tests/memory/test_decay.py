@@ -71,6 +71,21 @@ def kept(store: Store, *namespaces: str) -> set[str]:
     return {hit.text for hit in store.retrieve(query).hits}
 
 
+def test_what_ended_processes_left_is_forgotten_a_while_after_its_newest(
+    store: Store, clock: Clock
+) -> None:
+    put(store, "old", namespace="process-a-1")
+    put(store, "begun", namespace="process-a-2")
+    put(store, "shared", namespace="processes")
+    clock.now = 5 * DAY_S
+    put(store, "going on", namespace="process-a-2")
+    clock.now = 8 * DAY_S
+    assert store.forget_left_behind(9 * DAY_S).count == 0
+    assert store.forget_left_behind(7 * DAY_S).count == 1
+    everywhere = kept(store, "process-a-1", "process-a-2", "processes")
+    assert everywhere == {"begun", "going on", "shared"}
+
+
 def test_only_unimportant_happenings_fade(store: Store, clock: Clock) -> None:
     put(store, "chat", importance=0.3)
     put(store, "dialogue", importance=0.3, source="context:1f")
