@@ -26,6 +26,8 @@ from llmos.terminal import signals
 from llmos.training_view import EventLines, TrainingView
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from llmos.config import Config
     from llmos.kernel.kernel import Kernel
     from llmos.syscalls.values import JsonObject
@@ -58,25 +60,28 @@ def evaluate(config: Config, call: Evaluate, *, as_json: bool) -> int:
     if as_json:
         print(found.model_dump_json())
     else:
-        show_evaluated(found)
+        screen = console()
+        for part in evaluated_tables(found):
+            screen.print(part, soft_wrap=isinstance(part, Text))
     return exits.OK
 
 
-def show_evaluated(found: Evaluated) -> None:
-    """A table of the figures, and of the models that were compared."""
-    screen = console()
+def evaluated_tables(found: Evaluated) -> list[RenderableType]:
+    """The figures, the models that were compared, and where the report is."""
     rows = [_figure_row(name, value, found.intervals) for name, value in _figures(found).items()]
-    screen.print(text_table(("metric", found.model or "value", "95% interval"), rows))
+    parts: list[RenderableType] = [
+        text_table(("metric", found.model or "value", "95% interval"), rows)
+    ]
     for other in found.compared:
         rows = [
             (name, f"{change.value:+.4g}", f"{change.low:+.4g} to {change.high:+.4g}")
             for name, change in other.changes.items()
         ]
-        screen.print()
-        screen.print(text_table(("metric", f"over {other.model}", "95% interval"), rows))
-    screen.print(Text(f"{found.rows} rows, {found.tokens} tokens", style="dim"))
+        parts += [Text(), text_table(("metric", f"over {other.model}", "95% interval"), rows)]
+    parts.append(Text(f"{found.rows} rows, {found.tokens} tokens", style="dim"))
     if found.report is not None:
-        screen.print(Text(f"report: {found.report}"), soft_wrap=True)
+        parts.append(Text(f"report: {found.report}"))
+    return parts
 
 
 # --- what is asked --------------------------------------------------------------------------------

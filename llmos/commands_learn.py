@@ -43,12 +43,18 @@ def learn(config: Config, folder: Path, fields: JsonObject, *, as_json: bool) ->
     return asyncio.run(_learn(config, str(folder.absolute()), fields, as_json=as_json))
 
 
-def install_practice_tools(kernel: Kernel) -> None:
-    """Offer what the tool agent practises with, unless it is there already."""
+async def start_loop(kernel: Kernel, folder: str, fields: JsonObject) -> int:
+    """Start the program `learner` and return its pid. Raises: UsageError for a wrong practice.
+
+    What the tool agent practises with is offered first, and a practice in a file is made known.
+    """
     there = set(kernel.tools.names())
     for tool in TOOLS:
         if tool.spec.name not in there:
             kernel.tools.add(tool)
+    practice = load_program(fields["practice"])
+    name = practice if isinstance(practice, str) else kernel.programs.load(practice)
+    return await kernel.os.spawn("learner", folder, **{**fields, "practice": name})
 
 
 def told(event: JsonObject) -> str | None:
@@ -88,11 +94,7 @@ async def _learn(config: Config, folder: str, fields: JsonObject, *, as_json: bo
             errors.print(Text(line), soft_wrap=True)
 
     async with boot(config) as kernel:
-        install_practice_tools(kernel)
-        practice = load_program(fields["practice"])
-        if not isinstance(practice, str):
-            fields = {**fields, "practice": kernel.programs.load(practice)}
-        pid = await kernel.os.spawn("learner", folder, **fields)
+        pid = await start_loop(kernel, folder, fields)
         is_cancelled, exited = await follow(kernel, pid, show)
     if is_cancelled:
         errors.print(Text("ended; the same command goes on from here", style="dim"))

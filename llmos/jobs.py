@@ -37,7 +37,9 @@ _KEPT_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Programs that run as one. `output` is the newest of the last stage's standard output."""
+    """Programs that run as one. `output` is the newest of the last stage's standard output, as
+    `rendered` shows it.
+    """
 
     number: int
     text: str
@@ -51,6 +53,7 @@ class Job:
     is_interrupted: bool = False
     is_announced: bool = False
     following: asyncio.Task[Any] | None = None
+    rendered: Callable[[bytes], bytes] = bytes
 
     @property
     def last(self) -> Exited | None:
@@ -134,11 +137,11 @@ class Jobs:
                 await self._os.signal(pid, "KILL")
                 await self._os.wait(pid)
             raise
-        number = max(self._jobs, default=0) + 1
-        job = Job(number, text, tuple(pids), is_input_open=self._terminal.has_input)
-        self._jobs[number] = job
-        job.following = asyncio.create_task(self._follow(job))
-        return job
+        return self._watch(text, pids, is_input_open=self._terminal.has_input)
+
+    def adopt(self, pid: int, text: str, rendered: Callable[[bytes], bytes] = bytes) -> Job:
+        """Make a process that was started otherwise a job, in the background."""
+        return self._watch(text, [pid], is_input_open=False, rendered=rendered)
 
     async def foreground(self, job: Job) -> None:
         """Give a job the terminal until it ends or is stopped. Raises: BrokenPipeError."""
@@ -197,6 +200,20 @@ class Jobs:
 
     # --- internals --------------------------------------------------------------------------------
 
+    def _watch(
+        self,
+        text: str,
+        pids: Sequence[int],
+        *,
+        is_input_open: bool,
+        rendered: Callable[[bytes], bytes] = bytes,
+    ) -> Job:
+        number = max(self._jobs, default=0) + 1
+        job = Job(number, text, tuple(pids), is_input_open=is_input_open, rendered=rendered)
+        self._jobs[number] = job
+        job.following = asyncio.create_task(self._follow(job))
+        return job
+
     def _function(self, program: str | ProgramFunction) -> ProgramFunction:
         if not isinstance(program, str):
             return program
@@ -211,7 +228,8 @@ class Jobs:
         job.state = "done"
 
     async def _collect(self, job: Job) -> None:
-        async for data in self._kernel.output(job.pids[-1]):
+        async for written in self._kernel.output(job.pids[-1]):
+            data = job.rendered(written)
             job.output += data
             if job.is_in_foreground:
                 self._terminal.write(data)
@@ -245,6 +263,12 @@ class Jobs:
         task = asyncio.create_task(self.signal(job, name))
         self._signalling.add(task)
         task.add_done_callback(self._signalling.discard)
+
+
+def describe(job: Job) -> str:
+    """A job in one line."""
+    pids = " ".join(str(pid) for pid in job.pids)
+    return f"[{job.number}] {job.state}  {job.text}  (pid {pids})"
 
 
 def show_outcome(job: Job, terminal: Terminal) -> None:

@@ -21,8 +21,8 @@ from prompt_toolkit.output import Output
 from rich.text import Text
 
 from llmos.exits import UsageError
-from llmos.jobs import FAILED, OK, Jobs, show_outcome
-from llmos.shell_commands import ShellCommands, describe
+from llmos.jobs import FAILED, OK, Jobs, describe, show_outcome
+from llmos.shell_commands import ShellCommands
 from llmos.shell_parser import Pipeline, ShellSyntaxError, parse, split_words
 from llmos.syscalls.errors import SyscallError
 from llmos.terminal import Terminal

@@ -17,7 +17,8 @@ from rich.text import Text
 from llmos import context_picture, live, tables
 from llmos.arguments import usage
 from llmos.exits import UsageError
-from llmos.jobs import OK, Job, Jobs, show_outcome
+from llmos.jobs import OK, Job, Jobs, describe, show_outcome
+from llmos.shell_learning import ShellLearning
 from llmos.syscalls.calls import SignalName
 from llmos.syscalls.errors import SyscallError
 from llmos.terminal import Terminal
@@ -52,6 +53,7 @@ class ShellCommands:
         self._os: OS = kernel.os
         self._terminal = terminal
         self._jobs = jobs
+        self._learning = ShellLearning(kernel, jobs, self._print)
         self.table: Mapping[str, Command] = {
             "jobs": Command("jobs", "jobs that have not ended", "none", self._list_jobs),
             "fg": Command("fg [JOB]", "bring a job to the foreground", "jobs", self._fg),
@@ -75,6 +77,24 @@ class ShellCommands:
             "tools": Command("tools", "tools that agents may call", "none", self._tools),
             "trace": Command(
                 f"trace [FILE={TRACE_FILE}]", "write what happened", "files", self._trace
+            ),
+            "finetune": Command(
+                "finetune DATA FIELD=VALUE...",
+                "train a version in the background: name=NAME, objective=..., base=...",
+                "files",
+                self._learning.finetune,
+            ),
+            "eval": Command(
+                "eval DATA [FIELD=VALUE...]",
+                "measure a model on rows: model=NAME, against=[...]",
+                "files",
+                self._learning.evaluate,
+            ),
+            "learn": Command(
+                "learn FOLDER [FIELD=VALUE...]",
+                "a learning loop in the background: practice=PROGRAM, rounds=3",
+                "files",
+                self._learning.learn,
             ),
             "help": Command(
                 "help [COMMAND|PROGRAM]", "this list, or one of it", "commands", self._help
@@ -278,9 +298,3 @@ def _write_picture(path: Path, contexts: Sequence[ContextInfo]) -> None:
         path.write_text(context_picture.draw(contexts), encoding="utf-8")
     except OSError as problem:
         raise UsageError(f"{path}: {problem.strerror}") from problem
-
-
-def describe(job: Job) -> str:
-    """A job in one line."""
-    pids = " ".join(str(pid) for pid in job.pids)
-    return f"[{job.number}] {job.state}  {job.text}  (pid {pids})"

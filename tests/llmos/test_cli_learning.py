@@ -202,3 +202,29 @@ def test_a_wrong_plan_is_told_before_anything_starts() -> None:
     result = llmos("learn", "practice.py", "--set", "round=3")
     assert result.exit_code == 1
     assert "the nearest is rounds" in result.output
+
+
+# --- the shell ------------------------------------------------------------------------------------
+
+
+def shell(*lines: str) -> str:
+    result = CliRunner().invoke(app, ["shell"], input="\n".join(lines) + "\n")
+    return result.output
+
+
+def test_a_loop_runs_as_a_job_of_the_shell() -> None:
+    shown = shell("learn loop practice=practice.py name=a rounds=1 tasks=3", "jobs", "fg")
+    assert "[1] running  learn loop" in shown
+    assert "the base: 0% (0% to 4%) of the held-out tasks" in shown
+    assert "round 1: not trained: too little data yet" in shown
+
+
+def test_a_training_job_of_the_shell_says_why_it_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    shown = shell("finetune rows.jsonl name=a", "fg")
+    assert "no weights to train" in shown
+
+
+@pytest.mark.parametrize("line", ["finetune name=a", "eval", "learn a b"])
+def test_a_word_of_learning_wants_one_path(line: str) -> None:
+    assert f"usage: {line.split()[0]} " in shell(line)
