@@ -30,8 +30,8 @@ from llmos.drivers.training.continual import ForgettingMatrix, ReplayBuffer
 from llmos.drivers.training.joining import Part, join
 
 STEPS = 7
-A_CLASS = 40  # rows to train on
-BUFFER = 770  # rows that replay may keep, of all steps
+A_CLASS = 20  # rows to train on
+BUFFER = 385  # rows that replay may keep, of all steps: five a class
 SHARED: Mapping[str, Any] = {
     "objective": "classify",
     "batch_size": 32,

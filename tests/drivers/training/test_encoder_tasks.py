@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from llmos.drivers.contract import ModelSpec
 from llmos.drivers.embedding import TorchEmbedding
 from llmos.drivers.rows.kinds import LabelledRow, PairRow, TaggedRow
+from llmos.drivers.task_folder import read_task
 from llmos.drivers.task_model import TaskModel
 from llmos.drivers.training import classify, contrast, mixture, tag
+from llmos.drivers.training.course import run_training
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.objectives import Rows
 from llmos.drivers.training.task import Built, Item, OfTask
@@ -271,3 +274,34 @@ def test_methods_that_encoders_cannot_learn_by_are_refused(tiny_bert: Path) -> N
     assert "chat is instruct" in str(
         refusal(lambda: build_of(mixture, tiny_bert, rows, tasks=specs))
     )
+
+
+# --- as a job -----------------------------------------------------------------------------------
+
+
+def test_a_job_writes_a_task_model_with_its_scores(tiny_bert: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"text": f"{row.text} {row.origin}", "label": row.label}) + "\n"
+            for row in labelled(count=8)
+        )
+    )
+    told: list[dict[str, Any]] = []
+    job = a_job(
+        tiny_bert,
+        objective="classify",
+        data=str(data),
+        output=str(tmp_path / "version"),
+        base_name="tiny",
+        eval_share=0.2,
+        epochs=3.0,
+        learning_rate=0.01,
+    )
+    run_training(job, lambda event, **fields: told.append({"event": event, **fields}))
+    assert told[-1]["event"] == "done"
+    scores = [one for one in told if one["event"] == "eval"]
+    assert all("accuracy" in one["metrics"] for one in scores)
+    found = read_task(tmp_path / "version")
+    assert (found.base, found.method, found.layout) == ("tiny", "full", "body")
+    assert TaskModel(tmp_path / "version", None).classify(["alpha"])
