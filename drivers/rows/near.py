@@ -30,8 +30,8 @@ _SEED = 20_260_101
 class Duplicate(NamedTuple):
     """A row that repeats one before it; `is_conflict` when their labels differ."""
 
-    index: int
-    of: int  # index of the row that it repeats
+    row: int  # the index of the row that is left out
+    of: int  # and of the one that it repeats
     similarity: float
     is_conflict: bool = False
 
@@ -60,7 +60,7 @@ def without_near_duplicates(
     A repetition with another label stays: which of the two labels is right, a person must say.
     """
     repeated = near_duplicates(rows, threshold=threshold)
-    dropped = {one.index for one in repeated if not one.is_conflict}
+    dropped = {one.row for one in repeated if not one.is_conflict}
     return [row for i, row in enumerate(rows) if i not in dropped], repeated
 
 

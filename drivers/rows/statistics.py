@@ -114,11 +114,11 @@ def statistics(
         balance=_balance(labels),
         exact_duplicates=len(texts) - len(set(texts)),
         near_duplicates=tuple(
-            (rows[one.index].origin, rows[one.of].origin, round(one.similarity, 3))
+            (rows[one.row].origin, rows[one.of].origin, round(one.similarity, 3))
             for one in repeated
         ),
         conflicts=tuple(
-            (rows[one.index].origin, rows[one.of].origin) for one in repeated if one.is_conflict
+            (rows[one.row].origin, rows[one.of].origin) for one in repeated if one.is_conflict
         ),
         huge=tuple(huge_rows(rows)),
         odd_tags=tuple(row.origin for row in rows if isinstance(row, TaggedRow) and _is_odd(row)),

@@ -56,7 +56,7 @@ def test_what_is_found_is_what_comparing_all_finds(seed: int) -> None:
             expected.append(index)
         else:
             kept.append(text)
-    assert [one.index for one in near_duplicates(labelled(texts))] == expected
+    assert [one.row for one in near_duplicates(labelled(texts))] == expected
 
 
 @given(st.lists(st.text("ab ", max_size=12), max_size=30))
@@ -70,7 +70,7 @@ def test_what_is_left_has_no_near_duplicates_and_its_order(texts: list[str]) -> 
 
 def test_case_and_spacing_do_not_make_a_text_new() -> None:
     (found,) = near_duplicates(labelled(["Where is my card?", "where  is\nMY card?"]))
-    assert (found.index, found.of, found.similarity) == (1, 0, 1.0)
+    assert (found.row, found.of, found.similarity) == (1, 0, 1.0)
 
 
 def test_a_repetition_with_another_label_is_kept_and_told() -> None:
@@ -98,4 +98,4 @@ def test_training_gives_way_to_what_judges_it() -> None:
 def test_a_huge_row_has_its_place_too() -> None:
     text = "".join(random.Random(0).choices("abcdefghij ", k=1_000_000))
     found = near_duplicates(labelled([text, "short", text + " end"]))
-    assert [(one.index, one.of) for one in found] == [(2, 0)]
+    assert [(one.row, one.of) for one in found] == [(2, 0)]
