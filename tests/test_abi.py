@@ -122,6 +122,8 @@ INSTANCES: list[Call[Any]] = [
     calls.ModelList(),
     calls.ModelPromote(name="v1"),
     calls.ModelRollback(base="smollm2"),
+    calls.Classify(texts=("a", "b"), model="intents", task="intent", top_k=2),
+    calls.Tag(texts=("a b", ("a", "b")), model="names"),
     calls.TraceConsent(namespace="ann", is_granted=False),
     calls.Outcome(pid=3, reward=0.5, verdict="pass", thumb="up", task="t", note="n"),
     calls.TraceData(namespaces=("ann",), objective="prefer", min_reward=None, since=1.5, limit=9),
