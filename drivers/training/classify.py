@@ -8,6 +8,7 @@ Learning", 2017 (arXiv 1703.05175).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 SCALE = 16.0  # of the first weights: how sure the nearest class mean makes the head
+MEAN_OF = 20  # rows of a class, at most, in its first weights: more change little
 SMOOTHING = 0.1  # share of a target that goes to all classes alike
 
 
@@ -101,6 +103,7 @@ class ClassifyTask:
         learnt = self._encoder.learnt[self._place]
         if learnt == len(self._head.labels):
             return
+        items = _first_of_each(items, most=MEAN_OF)
         found = mean_vectors(self._encoder, [item.tokens for item in items])
         lengths = found.norm(dim=1).mean()
         numbers = torch.tensor([item.payload for item in items])
@@ -148,6 +151,17 @@ class ClassifyTask:
         if number is None:
             raise unknown_label(row.origin, row.label, "label", self._head)
         return number
+
+
+def _first_of_each(items: Sequence[Item], *, most: int) -> list[Item]:
+    """So many items of each label, the first ones."""
+    seen: Counter[int] = Counter()
+    found: list[Item] = []
+    for item in items:
+        seen[item.payload] += 1
+        if seen[item.payload] <= most:
+            found.append(item)
+    return found
 
 
 def build(job: TrainJob, device: str, rows: Rows) -> Built:
