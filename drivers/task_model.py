@@ -15,7 +15,7 @@ from llmos.drivers import encoder_net
 from llmos.drivers.bio_labels import OUTSIDE, BioDecoder
 from llmos.drivers.contract import Allocation, DeviceError
 from llmos.drivers.encoder_text import EncoderText, ReadWords
-from llmos.drivers.length_batches import BATCH_TOKENS, length_batches
+from llmos.drivers.length_batches import BATCH_TOKENS, START_TOKENS, length_batches
 from llmos.drivers.sentence_folder import read_sentence_folder
 from llmos.drivers.task_folder import ADAPTER, ADAPTERS, BODY, TaskFolder, TaskHead, read_task
 from llmos.drivers.torch_errors import torch_errors
@@ -213,7 +213,8 @@ class TaskModel:
         return [scores[row, list(window.places)].tolist() for row, window in enumerate(windows)]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        return length_batches(lengths, batch_tokens=self._batch_tokens)
+        start = START_TOKENS if self._device == "cpu" else None
+        return length_batches(lengths, batch_tokens=self._batch_tokens, start_tokens=start)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         return encoder_net.padded(rows, padding=self._text.padding, device=self._device)
