@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 ADAPTERS = 8
 SEQUENCES = 16
 RANK = 8
-NEW_TOKENS = 32
-ROUNDS = 3
+NEW_TOKENS = 24
+ROUNDS = 2
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -140,7 +140,11 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="one round")
-    main_with(parser, "adapters", measure, [Floor("ratio", ">=", 2.0)])
+    return parser
+
+
+if __name__ == "__main__":
+    main_with(_options(), "adapters", measure, [Floor("ratio", ">=", 2.0)])

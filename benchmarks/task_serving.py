@@ -116,7 +116,11 @@ def measure(options: argparse.Namespace) -> Mapping[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="one short round")
-    main_with(parser, "task_serving", measure, [Floor("ratio", ">=", 2.0)])
+    return parser
+
+
+if __name__ == "__main__":
+    main_with(_options(), "task_serving", measure, [Floor("ratio", ">=", 2.0)])
