@@ -47,14 +47,17 @@ def reached(sql: sqlite3.Connection) -> Reached:
     return Reached(found[0], found[1], found[2] or 0)
 
 
-def settle(sql: sqlite3.Connection, *, has_long: bool = False) -> None:
-    """Enter fresh notes where enough have come together; with `has_long` their words now."""
-    now = reached(sql)
+def settle(sql: sqlite3.Connection, now: Reached, *, has_long: bool = False) -> Reached:
+    """Enter fresh notes where enough have come together; with `has_long` their words now.
+
+    `now` is how far the indexes have come; returns how far they have come then.
+    """
     fresh_words = now.newest - now.worded
     if fresh_words and (has_long or fresh_words >= FRESH_WORDS or now.worded < FEW_WORDED):
-        _enter_words(sql, now)
+        now = _enter_words(sql, now)
     if now.newest - now.sorted >= FRESH_ENTRIES:
-        _enter_sorted(sql, now)
+        now = _enter_sorted(sql, now)
+    return now
 
 
 def settle_all(sql: sqlite3.Connection) -> None:
@@ -66,15 +69,16 @@ def settle_all(sql: sqlite3.Connection) -> None:
         _enter_sorted(sql, now)
 
 
-def _enter_words(sql: sqlite3.Connection, now: Reached) -> None:
+def _enter_words(sql: sqlite3.Connection, now: Reached) -> Reached:
     sql.execute(
         "INSERT INTO notes_text (rowid, text) SELECT id, text FROM notes WHERE id > ?",
         (now.worded,),
     )
     sql.execute("UPDATE store SET worded = ?", (now.newest,))
+    return now._replace(worded=now.newest)
 
 
-def _enter_sorted(sql: sqlite3.Connection, now: Reached) -> None:
+def _enter_sorted(sql: sqlite3.Connection, now: Reached) -> Reached:
     sql.execute(
         "INSERT INTO facts_by_value (key, value, note)"
         " SELECT key, value, note FROM facts WHERE note > ? ORDER BY key, value, note",
@@ -86,6 +90,7 @@ def _enter_sorted(sql: sqlite3.Connection, now: Reached) -> None:
         (_START_BYTES, now.sorted),
     )
     sql.execute("UPDATE store SET sorted = ?", (now.newest,))
+    return now._replace(sorted=now.newest)
 
 
 class Digests:
@@ -106,9 +111,17 @@ class Digests:
         self._fresh.clear()
         self._from = self._to = 0
 
-    def find(self, sql: sqlite3.Connection, digests: Sequence[bytes]) -> dict[bytes, int]:
-        """The current notes that have some digests."""
-        self._follow(sql)
+    def add(self, note: int, digest: bytes) -> None:
+        """Take in a note that was just inserted; the one after it would be read otherwise."""
+        if note == self._to + 1:
+            self._fresh.setdefault(digest, []).append(note)
+            self._to = note
+
+    def find(
+        self, sql: sqlite3.Connection, digests: Sequence[bytes], now: Reached
+    ) -> dict[bytes, int]:
+        """The current notes that have some digests; the indexes have come as far as `now` says."""
+        self._follow(sql, now)
         hints = [note for digest in digests for note in self._fresh.get(digest, ())]
         found: dict[bytes, int] = {}
         for part in _parts([digest[:_START_BYTES] for digest in digests]):
@@ -129,8 +142,7 @@ class Digests:
         wanted = set(digests)
         return {digest: note for digest, note in found.items() if digest in wanted}
 
-    def _follow(self, sql: sqlite3.Connection) -> None:
-        now = reached(sql)
+    def _follow(self, sql: sqlite3.Connection, now: Reached) -> None:
         if now.sorted != self._from:
             self._fresh.clear()
             self._from = self._to = now.sorted

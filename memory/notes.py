@@ -19,7 +19,6 @@ from pydantic_core import from_json
 
 from llmos.memory.conditions import entries
 from llmos.memory.filters import Filter, checked_namespace
-from llmos.memory.fresh import FRESH_CHARACTERS, settle
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import NamespaceStat
@@ -117,12 +116,6 @@ class New(NamedTuple):
     vector: bytes
 
 
-def next_id(sql: sqlite3.Connection) -> int:
-    """The id that the next note will have, in the caller's transaction."""
-    found = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'notes'").fetchone()
-    return found[0] + 1 if found else 1
-
-
 def insert(
     sql: sqlite3.Connection,
     namespace: str,
@@ -131,9 +124,7 @@ def insert(
     *,
     owner: str | None = None,
 ) -> None:
-    """Insert notes, many with one statement; their words and values are entered by `settle`."""
-    if not new:
-        return
+    """Insert notes, many with one statement; `fresh.py` enters their words and values."""
     notes = [
         (
             one.id,
@@ -165,7 +156,6 @@ def insert(
     _insert_many(sql, "vectors (note, vector)", [(one.id, one.vector) for one in new])
     facts = [(one.id, key, value) for one in new for key, value in one.row.facts]
     _insert_many(sql, "facts (note, key, value)", facts)
-    settle(sql, has_long=any(len(one.row.note.text) > FRESH_CHARACTERS for one in new))
 
 
 def _insert_many(

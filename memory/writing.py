@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmos.memory import notes as rows
 from llmos.memory.duplicates import SEMANTIC_COSINE, says_the_same
 from llmos.memory.filters import Filter
+from llmos.memory.fresh import FRESH_CHARACTERS, reached, settle
 from llmos.memory.knowledge import find_told, tell
 from llmos.memory.notes import New, Row
 from llmos.syscalls.calls import Note
@@ -100,6 +101,43 @@ def _told_before(
     return None
 
 
+class _Desk:
+    """Where the notes of one call are entered, knowing how far the indexes have come."""
+
+    def __init__(
+        self,
+        sql: sqlite3.Connection,
+        namespace: str,
+        now: float,
+        *,
+        digests: Digests,
+        owner: str | None,
+    ) -> None:
+        self.sql = sql
+        self.namespace = namespace
+        self.now = now
+        self.reached = reached(sql)
+        self._digests = digests
+        self._owner = owner
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """The current notes that have some digests."""
+        return self._digests.find(self.sql, digests, self.reached)
+
+    def insert(self, new: Sequence[New]) -> None:
+        """Insert notes, whose ids follow the newest."""
+        if not new:
+            return
+        rows.insert(self.sql, self.namespace, new, self.now, owner=self._owner)
+        for one in new:
+            self._digests.add(one.id, one.row.digest)
+        self.reached = settle(
+            self.sql,
+            self.reached._replace(newest=new[-1].id),
+            has_long=any(len(one.row.note.text) > FRESH_CHARACTERS for one in new),
+        )
+
+
 def enter(
     sql: sqlite3.Connection,
     namespace: str,
@@ -117,10 +155,11 @@ def enter(
     Notes without a fact or a parent wait to be inserted together, until one comes that may look
     for them. Raises: SyscallError("invalid") when a parent is no note of the namespace.
     """
-    known = digests.find(sql, [row.digest for row in prepared])
+    desk = _Desk(sql, namespace, now, digests=digests, owner=owner)
+    known = desk.find([row.digest for row in prepared])
     waiting: list[New] = []
     entered: list[Entered] = []
-    next_id = rows.next_id(sql)
+    next_id = desk.reached.newest + 1
     for place, row in enumerate(prepared):
         new = New(next_id, row, vectors[place])
         close = (near or {}).get(place)
@@ -131,32 +170,24 @@ def enter(
             entered.append(Entered(next_id, is_new=True))
             next_id += 1
             continue
-        rows.insert(sql, namespace, waiting, now, owner=owner)
+        desk.insert(waiting)
         waiting = []
         twin = None
         if close is not None:
             twin = close.note if close.place is None else entered[close.place].note
-        one = _enter_one(sql, namespace, new, now, digests=digests, owner=owner, near=twin)
+        one = _enter_one(desk, new, near=twin)
         if one.is_new:
             next_id += 1
         entered.append(one)
-    rows.insert(sql, namespace, waiting, now, owner=owner)
+    desk.insert(waiting)
     return entered
 
 
-def _enter_one(
-    sql: sqlite3.Connection,
-    namespace: str,
-    new: New,
-    now: float,
-    *,
-    digests: Digests,
-    owner: str | None,
-    near: int | None,
-) -> Entered:
+def _enter_one(desk: _Desk, new: New, *, near: int | None) -> Entered:
+    sql, namespace, now = desk.sql, desk.namespace, desk.now
     note = new.row.note
     since = now if note.valid_from is None else note.valid_from
-    known = digests.find(sql, [new.row.digest]).get(new.row.digest)
+    known = desk.find([new.row.digest]).get(new.row.digest)
     if known is None and note.fact is not None:
         known = find_told(sql, namespace, note.fact, since, now)
     if known is None and near is not None:
@@ -166,7 +197,7 @@ def _enter_one(
         return Entered(known, is_new=False)
     if note.parent is not None:
         _check_parent(sql, namespace, note.parent)
-    rows.insert(sql, namespace, [new], now, owner=owner)
+    desk.insert([new])
     if note.fact is None:
         return Entered(new.id, is_new=True)
     return Entered(new.id, True, tuple(tell(sql, new.id, namespace, note.fact, since)))

@@ -125,7 +125,8 @@ def test_digests_with_the_same_start_are_told_apart(store: Store) -> None:
             sql.execute("UPDATE notes SET digest = ? WHERE id = ?", (digest, note))
         settle_all(sql)
     with store.reading() as reader:
-        found = Digests().find(reader.sql, [b"12345678bbbbbbbb", b"12345678cccccccc"])
+        wanted = [b"12345678bbbbbbbb", b"12345678cccccccc"]
+        found = Digests().find(reader.sql, wanted, reached(reader.sql))
     assert found == {b"12345678bbbbbbbb": 2}
 
 
