@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from llmos.drivers.metrics.report import search_parts, write_pages
 from llmos.kernel.process import Process
@@ -28,6 +28,9 @@ from llmos.syscalls.learning_results import ModelVersion
 from llmos.syscalls.results import Exited
 from llmos.syscalls.trap import Trap
 from llmos.syscalls.values import JsonObject
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What decides where no metric is named; of everything else more is better.
 METRICS = {
@@ -70,6 +73,7 @@ class SearchJob:
         )
         self._running: set[int] = set()
         self._begun = 0
+        self._turn = asyncio.Lock()  # the trials' file takes one thread at a time
 
     def prepare(self, process: Process) -> dict[str, Any]:
         """Nothing: signals reach the children by themselves."""
@@ -118,7 +122,7 @@ class SearchJob:
     async def _work(self, trap: Trap, trials: Trials) -> None:
         while self._begun < self._call.trials:
             self._begun += 1
-            number, settings = trials.ask()
+            number, settings = await self._of(trials.ask)
             await self._try(trap, trials, number, settings)
 
     # --- one trial --------------------------------------------------------------------------------
@@ -131,11 +135,11 @@ class SearchJob:
             if version is None:  # else it ended just before the kernel did
                 version = await self._finetuned(trap, trials, number, settings)
         except SyscallError as problem:
-            trials.fail(number, str(problem))
+            await self._of(trials.fail, number, str(problem))
             await _say(trap, {"event": "failed", "trial": number, "why": str(problem)})
             return
         if version is None:
-            trials.give_up(number)
+            await self._of(trials.give_up, number)
             await _say(trap, {"event": "pruned", "trial": number})
             return
         value = _metric_of(version, self._metric)
@@ -144,10 +148,10 @@ class SearchJob:
                 f"metric: the finetune's evaluation gives no {self._metric}; it gives "
                 f"{', '.join(sorted(version.metrics)) or 'none: hold rows out by eval_share'}"
             )
-            trials.fail(number, why)
+            await self._of(trials.fail, number, why)
             raise SyscallError("invalid", why, field="metric")
-        trials.finish(number, value)
-        best = trials.best()
+        await self._of(trials.finish, number, value)
+        best = await self._of(trials.best)
         await _say(
             trap,
             {"event": "tried", "trial": number, self._metric: value, "best": best and best[1]},
@@ -183,10 +187,15 @@ class SearchJob:
                     if (found := _progress(event, self._metric)) is None:
                         continue
                     step, value = found
-                    if trials.is_hopeless(number, step, value):
+                    if await self._of(trials.is_hopeless, number, step, value):
                         self._machinery.end(pid)
                         return True
         return False
+
+    async def _of(self, ask: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """What the trials answer, off the event loop and one question at a time."""
+        async with self._turn:
+            return await asyncio.to_thread(ask, *args, **kwargs)
 
     def _trial_name(self, number: int) -> str:
         return f"{self.name}-{number}"
@@ -197,7 +206,7 @@ class SearchJob:
     # --- the end ----------------------------------------------------------------------------------
 
     async def _summed_up(self, trials: Trials) -> Searched:
-        best, finished = trials.best(), trials.finished()
+        best, finished = await self._of(trials.best), await self._of(trials.finished)
         if best is None:
             why = next((one.why for one in reversed(finished) if one.why), "all were given up")
             raise SyscallError(
@@ -213,7 +222,7 @@ class SearchJob:
             trials=tuple(finished),
         )
         await asyncio.to_thread(self._discard_others, found)
-        page = await asyncio.to_thread(self._write_report, found, trials)
+        page = await self._of(self._write_report, found, trials)
         return found.model_copy(update={"report": str(page)})
 
     def _discard_others(self, found: Searched) -> None:
