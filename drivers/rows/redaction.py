@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar, assert_never
@@ -65,9 +66,11 @@ class PatternRedactor:
         found: list[Span] = []
         for kind, pattern, is_meant in _KINDS:
             for match in pattern.finditer(text):
-                if is_meant(match[0]) and not _overlaps(found, match.start(), match.end()):
-                    found.append(Span(kind, match.start(), match.end()))
-        return sorted(found, key=lambda span: span.start)
+                span = Span(kind, match.start(), match.end())
+                place = bisect_left(found, span.start, key=_start)
+                if not _is_taken(found, place, span) and is_meant(match[0]):
+                    found.insert(place, span)
+        return found
 
 
 def redact(text: str, redactor: Redactor) -> Redacted:
@@ -253,5 +256,11 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
 )
 
 
-def _overlaps(spans: Sequence[Span], start: int, end: int) -> bool:
-    return any(span.start < end and start < span.end for span in spans)
+def _start(span: Span) -> int:
+    return span.start
+
+
+def _is_taken(spans: Sequence[Span], place: int, span: Span) -> bool:
+    """Whether a span overlaps those beside its place."""
+    after = place < len(spans) and spans[place].start < span.end
+    return after or (place > 0 and spans[place - 1].end > span.start)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.drivers.rows.chat_forms import conversation, to_openai, tool_to_openai, tools_of
+from llmos.drivers.rows.forms import OBJECTIVES
 from llmos.drivers.rows.kinds import (
     ChatRow,
     LabelledRow,
@@ -35,6 +36,12 @@ from llmos.syscalls.content import (
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import ToolSpec
 
+FIELDS = (
+    *("messages", "conversations", "instruction", "input", "output", "prompt", "completion"),
+    *("history", "system", "tools", "role", "content", "parts", "tool_calls", "function"),
+    *("name", "arguments", "from", "value", "type", "text", "label", "tokens", "tags"),
+    *("chosen", "rejected", "positive", "negative", "tool_requests"),
+)
 DATA = Path(__file__).parents[3] / "benchmarks" / "data"
 ADD = ToolRequest(id="1", name="add", arguments={"a": 2, "b": [None, "2"]})
 ADD_CALL = {
@@ -475,3 +482,50 @@ def test_the_benchmarks_data_is_whole() -> None:
     assert (len(train), len(read_rows(DATA / "wnut17_dev.conll", "tag"))) == (3394, 1009)
     assert len(intents) == 10_003
     assert len({row.label for row in intents if isinstance(row, LabelledRow)}) == 77
+
+
+# --- anything at all ------------------------------------------------------------------------------
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".conll", ".txt", ".parquet", ".other")
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+def read_or_refused(path: Path, objective: str) -> None:
+    """Read a file; whatever is wrong must be said as it should be."""
+    try:
+        rows, problems = read_and_check(path, objective, name="f")
+    except SyscallError as refused:
+        assert refused.code == "invalid"
+    else:
+        assert rows or problems
+        assert all(problem.code == "invalid" for problem in problems)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@given(data=st.binary(max_size=200), objective=st.sampled_from(OBJECTIVES))
+def test_any_bytes_are_rows_or_a_typed_error(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, data: bytes, objective: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any{suffix}"
+    path.write_bytes(data)
+    read_or_refused(path, objective)
+
+
+@given(
+    row=st.dictionaries(st.sampled_from(FIELDS), _JSON, max_size=6),
+    objective=st.sampled_from(OBJECTIVES),
+)
+def test_any_object_is_a_row_or_a_typed_error(
+    tmp_path_factory: pytest.TempPathFactory, row: dict[str, Any], objective: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text(json.dumps(row))
+    read_or_refused(path, objective)

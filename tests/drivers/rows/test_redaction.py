@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -127,3 +128,10 @@ def test_a_redactor_is_found_by_name_or_the_name_is_refused() -> None:
     for wrong in ("no.such.module:X", "json:NoSuchThing", "json"):
         with pytest.raises(ConfigError, match="module:name"):
             load_redactor(wrong)
+
+
+@given(st.text("0123456789 .-+()@:aDE", max_size=200))
+def test_spans_are_in_order_and_do_not_overlap(text: str) -> None:
+    spans = PatternRedactor().find(text)
+    assert all(one.end <= other.start for one, other in pairwise(spans))
+    assert all(span.start < span.end for span in spans)
