@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ import psutil
 import pytest
 
 from llmos.drivers.contract import Feed, ModelSpec
-from llmos.drivers.torch_lm import TorchLM
 from llmos.drivers.rows.kinds import ChatRow
 from llmos.drivers.rows.reading import read_rows
 from llmos.drivers.rows.splits import split
+from llmos.drivers.torch_lm import TorchLM
 from llmos.kernel.learn import Base, LearnJobs
 from llmos.memory.registry import Registry
 from llmos.syscalls.calls import Evaluate, Example, Finetune
@@ -83,6 +85,9 @@ class Running:
 
     async def until(self, kind: str) -> None:
         await self._heard(kind).wait()
+
+    def forget(self, kind: str) -> None:
+        self._heard(kind).clear()
 
 
 # --- a job from its call to its version -----------------------------------------------------------
@@ -221,6 +226,165 @@ def test_one_job_trains_at_a_time_and_one_that_fails_lets_the_next_train(
     assert error.code == "failed"
     assert error.fields["path"] == str(tmp_path / "jobs" / "first" / "version")
     assert [version.name for version in registry.list()] == ["second"]
+
+
+# --- an end before the end ------------------------------------------------------------------------
+
+
+def weights_of(version: ModelVersion) -> bytes:
+    assert version.path is not None
+    return (Path(version.path) / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_worker_that_is_killed_starts_again_from_its_checkpoint(
+    jobs: LearnJobs, tmp_path: Path
+) -> None:
+    settings = {"epochs": 6, "checkpoint_steps": 4, "dropout": 0.1}
+
+    async def run() -> tuple[Trained, Trained]:
+        undisturbed = await Running(jobs, parity("undisturbed", **settings)).task
+        running = Running(jobs, parity("killed", **settings))
+        await running.until("checkpoint")
+        (worker,) = psutil.Process().children()
+        worker.kill()
+        killed = await running.task
+        assert "restarted" in running.kinds
+        assert "resumed" in running.kinds
+        return undisturbed, killed
+
+    undisturbed, killed = asyncio.run(run())
+    assert weights_of(killed.version) == weights_of(undisturbed.version)
+    assert killed.losses == undisturbed.losses
+    assert killed.eval_loss_before == undisturbed.eval_loss_before
+    assert not (tmp_path / "jobs" / "killed" / "checkpoints").exists()
+
+
+def test_a_worker_that_is_killed_over_and_over_is_given_up(jobs: LearnJobs) -> None:
+    async def run() -> tuple[SyscallError, list[str]]:
+        running = Running(jobs, endless())
+        kills = 0
+        while not running.task.done():
+            running.forget("start")
+            heard = asyncio.ensure_future(running.until("start"))
+            await asyncio.wait((heard, running.task), return_when=asyncio.FIRST_COMPLETED)
+            heard.cancel()
+            for worker in psutil.Process().children():
+                worker.kill()
+                kills += 1
+        with pytest.raises(SyscallError) as given_up:
+            await running.task
+        assert kills >= 4
+        return given_up.value, running.kinds
+
+    error, kinds = asyncio.run(run())
+    assert (error.code, error.fields["status"]) == ("failed", -9)
+    assert kinds.count("restarted") == 3
+
+
+def test_the_same_call_goes_on_and_another_one_of_that_name_says_what_differs(
+    jobs: LearnJobs, registry: Registry
+) -> None:
+    settings = {"epochs": 6, "checkpoint_steps": 2}
+
+    async def run() -> None:
+        cancelled = Running(jobs, parity("cut", **settings))
+        await cancelled.until("checkpoint")
+        cancelled.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled.task
+        other = await refused(jobs, parity("cut", **{**settings, "rank": 4}))
+        assert other.code == "invalid"
+        assert other.fields["differing"] == ["rank was 8 and is 4"]
+        fewer = await refused(jobs, parity("cut", **settings, data=PARITY[:-1]))
+        assert "data was" in fewer.message
+        again = Running(jobs, parity("cut", **settings))
+        trained = await again.task
+        assert "resumed" in again.kinds
+        assert [step for step, _ in trained.losses] == list(range(1, len(trained.losses) + 1))
+
+    asyncio.run(run())
+    assert registry.get("cut").card["settings"]["rank"] == 8
+
+
+KERNEL = """
+import asyncio, sys
+from pathlib import Path
+from llmos.kernel.learn import Base, LearnJobs
+from llmos.memory.registry import Registry
+from llmos.syscalls.calls import Finetune
+
+home, model, call = Path(sys.argv[1]), Path(sys.argv[2]), Finetune.model_validate_json(sys.argv[3])
+jobs = LearnJobs(
+    folder=home / "jobs",
+    registry=Registry(home / "models"),
+    resolve_base=lambda name, objective: Base("tiny", model),
+    threads=1,
+)
+print("up", flush=True)
+trained = asyncio.run(
+    jobs.finetune(call, on_progress=lambda event: print(event["event"], flush=True))
+)
+print(trained.version.path, flush=True)
+"""
+
+
+def test_a_kernel_that_is_killed_loses_no_training(tiny_model_path: Path, tmp_path: Path) -> None:
+    def kernel(home: str) -> subprocess.Popen[str]:
+        call = parity("job", epochs=6, checkpoint_steps=4, dropout=0.1).model_dump_json()
+        command = [sys.executable, "-c", KERNEL, str(tmp_path / home), str(tiny_model_path), call]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def lines(process: subprocess.Popen[str]) -> list[str]:
+        assert process.stdout is not None
+        return [line.strip() for line in process.stdout]
+
+    with kernel("undisturbed") as process:
+        undisturbed = lines(process)
+    with kernel("killed") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "checkpoint":
+                break
+        process.kill()
+        lines(process)  # ends only once the worker is gone too
+    with kernel("killed") as process:
+        told = lines(process)
+    assert "resumed" in told
+    weights = [Path(found[-1]) / "adapter_model.safetensors" for found in (undisturbed, told)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_version_is_what_another_job_goes_on_from(jobs: LearnJobs, registry: Registry) -> None:
+    async def run() -> Trained:
+        await jobs.finetune(parity("first"), on_progress=lambda _: None)
+        return await jobs.finetune(
+            parity("second", base="first", max_steps=2), on_progress=lambda _: None
+        )
+
+    trained = asyncio.run(run())
+    assert (trained.version.base, trained.version.parent) == ("tiny", "first")
+    assert trained.eval_loss_before == pytest.approx(
+        registry.get("first").metrics["eval_loss_after"], rel=1e-4
+    )
+
+
+def test_a_card_has_what_it_takes_to_train_the_same_again(jobs: LearnJobs, tmp_path: Path) -> None:
+    data = tmp_path / "parity.jsonl"
+    data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
+
+    async def run() -> list[Trained]:
+        first = await jobs.finetune(parity("one", data=str(data)), on_progress=lambda _: None)
+        recipe = first.version.card["settings"]
+        again = Finetune(name="two", data=first.version.card["data"]["path"], **recipe)
+        return [first, await jobs.finetune(again, on_progress=lambda _: None)]
+
+    first, again = asyncio.run(run())
+    assert weights_of(first.version) == weights_of(again.version)
+    assert first.version.data_hashes == again.version.data_hashes
+    assert set(first.version.data_hashes) == {"train"}
+    code = first.version.card["code"]
+    assert code == again.version.card["code"]
+    assert {"llmos", "torch", "training_sha256"} <= set(code)
 
 
 # --- real data, real model ------------------------------------------------------------------------
