@@ -14,6 +14,7 @@ from llmos.agents.debate import debate, debater
 from llmos.agents.demo import demo, demo_reporter
 from llmos.agents.documents import documents
 from llmos.agents.indexing import indexer
+from llmos.agents.judge import judge
 from llmos.agents.learner import learner
 from llmos.agents.react import react
 from llmos.agents.research import research, research_worker, research_writer
@@ -39,6 +40,7 @@ PROGRAMS: Mapping[str, ProgramFunction] = {
     "echo": filters.echo,
     "grep": filters.grep,
     "indexer": indexer,
+    "judge": judge,
     "learner": learner,
     "react": react,
     "research": research,
