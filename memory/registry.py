@@ -13,20 +13,16 @@ Does not protect against somebody who can write to the folder; `load` finds dama
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from llmos.memory import registry_rows as rows
-from llmos.memory.blobs import Blob, Blobs, DamagedBlob, files_of, flush_folder, link
 from llmos.memory.registry_schema import prepare
+from llmos.memory.version_files import TakenIn, VersionFiles
 from llmos.memory.version_uses import VersionUses
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.learning_results import Decision, ModelVersion
@@ -49,7 +45,7 @@ class Registry:
         self._folder = folder
         self._path = folder / "registry.sqlite"
         self._lock = threading.RLock()
-        self._blobs = Blobs(folder / "blobs")
+        self._files = VersionFiles(folder)
         self._serving: dict[str, ModelVersion | None] = {}
         self._serving_as_of: int | None = None
         self.uses = VersionUses(folder / "uses")
@@ -63,8 +59,8 @@ class Registry:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = FULL")
                 self._database.execute("PRAGMA foreign_keys = ON")
-                with self._files_lock(is_waiting=self._is_older()) as is_held:
-                    if is_held:
+                with self._files.changing(is_waiting=self._is_older()) as is_alone:
+                    if is_alone:
                         with self._transaction() as database:
                             prepare(database, self._bring_in)
                         self._sweep()
@@ -90,25 +86,17 @@ class Registry:
         missing, or there is nothing at `path`; ("storage"), and nothing is recorded then.
         """
         _check(version)
-        with self._files_lock(), self._errors():
+        with self._errors(), self._files.changing():
             self._refuse_taken(version.name)
-            stored, files = version, dict[str, Blob]()
-            if version.path is not None:
-                stored, files = self._take_in(version)
-            stored = stored.model_copy(
-                update={
-                    "created_at": version.created_at or time.time(),
-                    "slot": version.slot or _slot(version),
-                    "is_promoted": False,
-                }
-            )
             try:
+                taken = self._take_in(version)
+                stored = _stored(version, taken)
                 with self._transaction() as database:
                     self._refuse_taken(version.name)
-                    rows.insert(database, stored, files)
+                    rows.insert(database, stored, {} if taken is None else taken.files)
             except BaseException:
                 if version.path is not None:
-                    self._discard(version.name, files.values())
+                    self._sweep()
                 raise
         return self.get(version.name)
 
@@ -143,14 +131,7 @@ class Registry:
                 raise SyscallError("invalid", f"{name} has no files to load", field="name")
             with self._lock:
                 files = rows.files(self._database, name)
-            for file, blob in files.items():
-                try:
-                    self._blobs.check(blob)
-                except DamagedBlob as problem:
-                    raise self._damaged(name, file, blob, problem) from problem
-                target = self._tree(name) / file
-                if not target.exists():
-                    link(self._blobs.path(blob.sha256), target)
+            self._files.check(name, files)
             return Path(version.path)
 
     @contextmanager
@@ -179,7 +160,7 @@ class Registry:
         Raises: SyscallError("unknown_model"); ("busy") while it serves, is used, is pinned, or
         others were made from it, naming who.
         """
-        with self._errors(), self._files_lock(), self.uses.nobody(name):
+        with self._errors(), self._files.changing(), self.uses.nobody(name):
             with self._transaction() as database:
                 version = self._get(name)
                 self._refuse_needed(version)
@@ -187,7 +168,7 @@ class Registry:
                 rows.delete(database, name)
                 served = version.slot or name
                 rows.decide(database, _decision("delete", served, name, name))
-            return self._discard(name, files.values())
+            return self._files.discard(name, files, self._has_content)
 
     # --- what serves ------------------------------------------------------------------------------
 
@@ -287,82 +268,28 @@ class Registry:
 
     # --- files; under the files' lock -------------------------------------------------------------
 
-    def _take_in(self, version: ModelVersion) -> tuple[ModelVersion, dict[str, Blob]]:
-        """Copy a version's files, and give it a folder of links to them."""
-        source = Path(version.path or "")
-        try:
-            found = files_of(source)
-        except FileNotFoundError:
-            raise SyscallError(
-                "invalid", f"path: there is nothing at {source}", field="path"
-            ) from None
-        files: dict[str, Blob] = {}
-        tree = self._tree(version.name)
-        try:
-            for name, path in found:
-                files[name] = self._blobs.put(path)
-            shutil.rmtree(tree, ignore_errors=True)
-            tree.mkdir(parents=True)
-            for name, blob in files.items():
-                link(self._blobs.path(blob.sha256), tree / name)
-            flush_folder(tree)
-        except BaseException:
-            self._discard(version.name, files.values())
-            raise
-        told = {
-            "path": str(
-                (tree if source.is_dir() else tree / source.name).relative_to(self._folder)
-            ),
-            "size_bytes": sum(blob.size_bytes for blob in files.values()),
-            "digest": _digest(files),
-        }
-        return version.model_copy(update=told), files
+    def _take_in(self, version: ModelVersion) -> TakenIn | None:
+        if version.path is None:
+            return None
+        return self._files.take_in(version.name, Path(version.path))
 
     def _bring_in(self) -> None:
         """Take in the files of the versions of an older database, in its own transaction."""
-        for version in self._select():
+        for version in rows.select(self._database):
             if version.path is not None and Path(version.path).exists():
-                rows.replace(self._database, *self._take_in(version))
-
-    def _discard(self, name: str, blobs: Collection[Blob]) -> int:
-        """Delete a version's folder, and the contents that no version has; returns bytes freed."""
-        tree = self._tree(name)
-        shutil.rmtree(tree, ignore_errors=True)
-        freed = 0
-        with self._lock:
-            for sha256 in {blob.sha256 for blob in blobs}:
-                if not rows.has_content(self._database, sha256):
-                    freed += self._blobs.discard(sha256)
-        return freed
+                taken = self._files.take_in(version.name, Path(version.path))
+                rows.replace(self._database, _stored(version, taken), taken.files)
 
     def _sweep(self) -> None:
-        """Delete what a crash left between files and database."""
+        """Delete what a crash or a failure left between files and database."""
         with self._lock:
             contents = rows.contents(self._database)
-            names = {quote(version.name, safe="") for version in self._select()}
-        self._blobs.sweep(contents)
-        trees = self._folder / "versions"
-        if trees.is_dir():
-            for left in trees.iterdir():
-                if left.name not in names:
-                    shutil.rmtree(left, ignore_errors=True)
+            names = [version.name for version in self._select()]
+        self._files.sweep(names, contents)
 
-    def _tree(self, name: str) -> Path:
-        return self._folder / "versions" / quote(name, safe="")
-
-    @contextmanager
-    def _files_lock(self, *, is_waiting: bool = True) -> Generator[bool]:
-        """One change of files at a time, whichever thread or process makes it.
-
-        Gives whether it is held: not to wait for another is allowed where that does no harm.
-        """
-        with (self._folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+    def _has_content(self, sha256: str) -> bool:
+        with self._lock:
+            return rows.has_content(self._database, sha256)
 
     def _is_older(self) -> bool:
         return not self._database.execute("PRAGMA user_version").fetchone()[0]
@@ -432,17 +359,6 @@ class Registry:
             known=known,
         )
 
-    def _damaged(self, name: str, file: str, blob: Blob, problem: DamagedBlob) -> SyscallError:
-        path = self._blobs.path(blob.sha256)
-        return SyscallError(
-            "storage",
-            f"the version {name} is damaged: {file}: {problem} (kept as {path}); add a version "
-            "with the same file again, which mends it, or roll back to another one",
-            path=str(path),
-            name=name,
-            file=file,
-        )
-
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
         """One transaction that takes the write lock at once, so that it cannot fail half-way."""
@@ -501,12 +417,16 @@ def _slot(version: ModelVersion) -> str | None:
             return None
 
 
-def _digest(files: dict[str, Blob]) -> str:
-    """What tells a version's files from all others; empty where there are none."""
-    if not files:
-        return ""
-    lines = (f"{name} {blob.sha256}\n" for name, blob in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def _stored(version: ModelVersion, taken: TakenIn | None) -> ModelVersion:
+    """A version as it is kept: with what was measured of its files, and where it would serve."""
+    told = {
+        "created_at": version.created_at or time.time(),
+        "slot": version.slot or _slot(version),
+        "is_promoted": False,
+    }
+    if taken is not None:
+        told |= {"path": taken.path, "size_bytes": taken.size_bytes, "digest": taken.digest}
+    return version.model_copy(update=told)
 
 
 def _decision(
