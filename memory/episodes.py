@@ -28,6 +28,7 @@ from llmos.syscalls.content import Message
 from llmos.syscalls.results import ToolSpec
 
 FILE = "episodes.sqlite"
+MOST_EPISODES = 100_000  # about a gigabyte of conversations of a thousand tokens
 # Another process may hold the database for one short transaction, never longer.
 _BUSY_TIMEOUT_S = 5.0
 
@@ -149,9 +150,13 @@ class Judgement:
 class EpisodeStore:
     """The episodes of one folder; made when first opened."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or make the store. Raises: SyscallError("storage")."""
+    def __init__(self, folder: Path, *, most: int = MOST_EPISODES) -> None:
+        """Open or make the store; of more than `most` episodes the oldest go.
+
+        Raises: SyscallError("storage").
+        """
         self._path = folder / FILE
+        self._most = most
         self._lock = threading.Lock()
         with storage_errors(self._path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +207,11 @@ class EpisodeStore:
             }
             kept = [row for row in rows if row[0] in granted]
             sql.executemany(f"INSERT INTO episodes ({_STORED}) VALUES ({marks})", kept)
+            sql.execute(
+                "DELETE FROM episodes WHERE id <= "
+                "(SELECT id FROM episodes ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (self._most,),
+            )
         return len(kept)
 
     def of_process(self, boot: str, pid: int) -> list[Whose]:

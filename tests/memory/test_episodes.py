@@ -161,3 +161,12 @@ def test_two_that_have_it_open_see_each_others_words(store: EpisodeStore, tmp_pa
     beside.consent("ann", is_granted=False, by="operator", at=1.0)
     assert store.add([happened()]) == 0
     beside.close()
+
+
+def test_of_too_many_episodes_the_oldest_go(tmp_path: Path) -> None:
+    small = EpisodeStore(tmp_path, most=3)
+    grant(small, "ann", "bob")
+    for at in range(5):
+        small.add([happened("bob" if at % 2 else "ann", at=float(at))])
+    assert [one.at for one in small.find(["ann", "bob"])] == [2, 3, 4]
+    small.close()
