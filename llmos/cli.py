@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from llmos import cli_data, cli_label, cli_learning, cli_memory, cli_versions
+from llmos import cli_data, cli_label, cli_learning, cli_memory, cli_search, cli_versions
 from llmos.command_line import AsJson, ConfigFile, Model, Offline, Policy, command, configured
 
 app = typer.Typer(
@@ -259,6 +259,7 @@ def doctor(as_json: AsJson = False, config: ConfigFile = None) -> int:
 app.command()(cli_label.classify)
 app.command()(cli_label.tag)
 cli_learning.add_to(app)
+app.command()(cli_search.search)
 app.add_typer(cli_memory.app)
 app.add_typer(cli_versions.app)
 app.add_typer(cli_data.app)
