@@ -61,6 +61,7 @@ def run_training(job: TrainJob, emit: Emit) -> None:
         truncated_rows=truncated[:SHOWN_ORIGINS],
         skipped=len(skipped),
         skipped_rows=skipped[:SHOWN_ORIGINS],
+        redacted=dict(rows.redacted),
         steps=run.steps,
         trainable_parameters=sum(p.numel() for p in run.weights.values()),
         data_sha256=hashes.get(job.data),

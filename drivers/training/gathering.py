@@ -6,6 +6,7 @@ Owns which rows train, which steer and which judge. Refuses to know tokens.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ def gather(job: TrainJob) -> Rows:
         (task.name, _of_one(job.model_copy(update=_as_task(task.data, task.objective))))
         for task in job.tasks
     ]
+    train, dev, test = (
+        [OfTask(name, row) for name, rows in parts for row in rows[:3][side]] for side in range(3)
+    )
     return Rows(
-        *([OfTask(name, row) for name, rows in parts for row in rows[side]] for side in range(3))
+        train, dev, test, sum((Counter(rows.redacted) for _, rows in parts), Counter[str]())
     )
 
 
@@ -46,7 +50,8 @@ def _as_task(data: str, objective: str) -> dict[str, Any]:
 
 
 def _of_one(job: TrainJob) -> Rows:
-    rows = _read(job, job.data, job.data_name)
+    redacted: Counter[str] = Counter()
+    rows = _read(job, job.data, job.data_name, redacted)
     if job.eval_data is None:
         train, dev, _ = split(
             rows,
@@ -56,25 +61,33 @@ def _of_one(job: TrainJob) -> Rows:
             by_group=job.group_field is not None,
         )
     else:
-        train, dev = rows, _held_out(job, rows, job.eval_data, "eval_data")
-    test = [] if job.test_data is None else _held_out(job, train, job.test_data, "test_data")
+        train, dev = rows, _held_out(job, rows, job.eval_data, "eval_data", redacted)
+    test: list[Row] = []
+    if job.test_data is not None:
+        test = _held_out(job, train, job.test_data, "test_data", redacted)
     check_classes(train)
-    return Rows(_with_replay(train, job), dev, test)
+    return Rows(_with_replay(train, job, redacted), dev, test, redacted)
 
 
-def _held_out(job: TrainJob, train: Sequence[Row], path: str, field: str) -> list[Row]:
-    rows = _read(job, path, path)
+def _held_out(
+    job: TrainJob, train: Sequence[Row], path: str, field: str, redacted: Counter[str]
+) -> list[Row]:
+    rows = _read(job, path, path, redacted)
     check_labels(train, rows, field=field)
     check_apart(train, rows, field=field)
     return rows
 
 
-def _read(job: TrainJob, path: str, name: str | None) -> list[Row]:
+def _read(job: TrainJob, path: str, name: str | None, redacted: Counter[str]) -> list[Row]:
+    """A file's rows, without personal data where that is asked for; what was found is counted."""
     rows = read_rows(Path(path), job.objective, name=name, group_field=job.group_field)
-    return redact_rows(rows, load_redactor(job.redactor))[0] if job.redact else rows
+    if job.redact:
+        rows, found = redact_rows(rows, load_redactor(job.redactor))
+        redacted.update(found)
+    return rows
 
 
-def _with_replay(train: Sequence[Row], job: TrainJob) -> list[Row]:
+def _with_replay(train: Sequence[Row], job: TrainJob, redacted: Counter[str]) -> list[Row]:
     """The training rows and, as `replay` says, so many of earlier tasks that they have its share.
 
     Equally many come from each earlier task; the rows of one with too few are all there once.
@@ -86,7 +99,7 @@ def _with_replay(train: Sequence[Row], job: TrainJob) -> list[Row]:
     wanted = round(len(train) * job.replay.share / (1 - job.replay.share))
     rows = list(train)
     for number, path in enumerate(job.replay_data):
-        earlier = _read(job, path, path)
+        earlier = _read(job, path, path, redacted)
         count = (wanted * (number + 1)) // len(job.replay_data) - (wanted * number) // len(
             job.replay_data
         )

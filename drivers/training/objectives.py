@@ -6,8 +6,9 @@ device and the rows, for a head needs to know its labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from llmos.drivers.training.job import TrainJob
@@ -15,11 +16,15 @@ from llmos.drivers.training.task import Built
 
 
 class Rows(NamedTuple):
-    """The checked rows of a job, divided. For a mixture each is an `OfTask`."""
+    """The checked rows of a job, divided. For a mixture each is an `OfTask`.
+
+    `redacted` counts the personal data that was taken out of them, by kind.
+    """
 
     train: Sequence[Any]
     dev: Sequence[Any]
     test: Sequence[Any]
+    redacted: Mapping[str, int] = MappingProxyType({})
 
 
 Build = Callable[[TrainJob, str, Rows], Built]

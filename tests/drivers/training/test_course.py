@@ -248,3 +248,16 @@ def test_text_is_learnt_by_a_new_model_and_by_a_known_one(
     assert after["loss"] < before["loss"] - 0.5
     assert after["metrics"]["perplexity"] < before["metrics"]["perplexity"]
     assert (Path(job.output) / "tokenizer.json").exists()
+
+
+def test_personal_data_is_taken_out_of_the_rows_and_counted(
+    job: TrainJob, events: Any, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"{i} {i}", "completion": "ask ann@example.org" if i % 2 else "ask 10.0.0.1"}
+        for i in range(12)
+    ]
+    data = write(tmp_path / "personal.jsonl", *rows)
+    run_training(changed(job, data=data, redact=True, max_steps=1), events)
+    (start,) = events.of("start")
+    assert start["redacted"] == {"email": 6, "ip": 6}
