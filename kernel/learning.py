@@ -73,6 +73,8 @@ class Job:
             if not training.done():
                 training.cancel()
                 await asyncio.wait((training,))
+                while not lines.empty():  # what it kept; TERM leaves time to say so
+                    await trap.call(calls.Write(fd=1, data=lines.get_nowait()))
 
     def _hold(self, is_held: bool) -> None:
         if is_held:

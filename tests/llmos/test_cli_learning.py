@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,3 +231,52 @@ def test_a_training_job_of_the_shell_says_why_it_cannot_be(tmp_path: Path) -> No
 @pytest.mark.parametrize("line", ["finetune name=a", "eval", "learn a b"])
 def test_a_word_of_learning_wants_one_path(line: str) -> None:
     assert f"usage: {line.split()[0]} " in shell(line)
+
+
+# --- a real job on a tiny model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_jobs(tmp_path: Path, tiny_model_path: Path) -> list[str]:
+    """The words of a job on a tiny model."""
+    (tmp_path / "llmos.toml").write_text(
+        'home = "state"\n[models.tiny]\n'
+        f'source = "file:{tiny_model_path}"\ndriver = "torch"\ncontext_tokens = 256\n'
+    )
+    rows = [{"prompt": f"say {n}", "completion": f"{n}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "job.toml").write_text(
+        'data = "rows.jsonl"\nbase = "tiny"\neval_share = 0.2\nrank = 2\ncheckpoint_steps = 2\n'
+    )
+    return ["finetune", "--job", "job.toml", "--json"]
+
+
+def test_a_job_trains_and_scripts_read_its_events(tiny_jobs: list[str]) -> None:
+    result = llmos(*tiny_jobs, "--name", "a", "--max-steps", "4")
+    assert result.exit_code == 0, result.output
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("progress") == 4
+    assert kinds[-2:] == ["done", "trained"]
+    assert events[-1]["version"]["name"] == "a"
+
+
+def test_ctrl_c_keeps_the_best_and_the_job_goes_on(tiny_jobs: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmos", *tiny_jobs, "--name", "a", "--epochs", "400"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "progress" and json.loads(line)["step"] > 3:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = [json.loads(line) for line in process.stdout]
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+    assert process.returncode == 130, said
+    (cancelled,) = (event for event in rest if event["event"] == "cancelled")
+    assert Path(cancelled["path"]).is_dir()
+    assert "--resume --name a" in said
+    result = llmos("finetune", "--resume", "--name", "a", "--set", "max_steps=5")
+    assert result.exit_code == 1
+    assert "max_steps was None and is 5" in result.output
+    assert kept_job(tmp_path / "state", "a")["epochs"] == 400
