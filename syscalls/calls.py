@@ -247,8 +247,9 @@ class Remember(Call[r.Remembered]):
     kept, is found only by `with_history` or at a time when it was valid, and is in `superseded`.
 
     A note whose text is nearly that of one in the namespace, of the same kind, is not stored again
-    when their embeddings' cosine is `merge_above` or more and both have the same numbers, names and
-    negations; its id is then the old one's. None: 0.95 for semantic notes, never for others.
+    when their embeddings' cosine is `merge_above` or more and both have the same words in the same
+    order, but for their forms; its id is then the old one's. None: 0.95 for semantic notes, never
+    for others.
 
     `owner` is on whose behalf they are kept, by which `Forget` finds them: the client that the
     caller runs for; only whoever embeds the kernel names another.
