@@ -32,7 +32,7 @@ from llmos.syscalls.evaluation import Evaluate
 from llmos.syscalls.evaluation_results import Evaluated
 from llmos.syscalls.learning import Finetune
 from llmos.syscalls.learning_results import ModelVersion, Trained
-from llmos.syscalls.recipe import Recipe
+from llmos.syscalls.recipe import Objective, Recipe
 from llmos.syscalls.values import JsonObject
 
 GRACE_S = 10.0  # from SIGTERM to SIGKILL: a training step and a checkpoint, on most machines
@@ -280,7 +280,7 @@ class LearnJobs:
 
     def _measured(self, call: Evaluate) -> _Start:
         """The base that is measured, and the version on it."""
-        objective = call.objective or "instruct"
+        objective = _measured_by(call)
         if call.adapter is not None:
             version = self._registry.get(call.adapter)
             base = self._resolve_base(call.model or version.base, objective)
@@ -311,7 +311,7 @@ class LearnJobs:
                 base=str(base.weights),
                 data=data,
                 data_name=data_name,
-                objective=call.objective or "instruct",
+                objective=_measured_by(call),
                 max_length_tokens=call.max_length_tokens,
                 threads=self._threads,
                 owner_pid=os.getpid(),
@@ -342,7 +342,7 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
     """The registry's entry: where its files are, how good it is, and from what it was made."""
     told = record.last["start"]
     counts = {key: value for key, value in told.items() if key not in ("event", "data_hashes")}
-    purposes = {job.data: "train", job.eval_data: "eval", job.test_data: "test"}
+    purposes = {job.data: "train", job.eval_data or "": "eval", job.test_data or "": "test"}
     return ModelVersion(
         name=call.name,
         kind=told["kind"],
@@ -363,6 +363,15 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
             "best_step": record.last["done"]["best_step"],
         },
     )
+
+
+def _measured_by(call: Evaluate) -> Objective:
+    """The objective whose loss is asked for; what is generated has none."""
+    if call.objective == "generate":
+        raise SyscallError(
+            "invalid", "objective: answers that are generated have no loss", field="objective"
+        )
+    return call.objective or "instruct"
 
 
 def _kind(kind: str) -> Literal["full", "adapter", "task"] | None:

@@ -60,7 +60,7 @@ def open_decoder(job: TrainJob, device: str) -> Decoder:
     source = Path(job.parent) if job.parent is not None and job.parent_kind == "full" else folder
     # Virtual tokens stand before each row, so rows cannot share one.
     is_packed = job.packing and job.method != "prompt_tuning"
-    is_half = job.precision == "bfloat16" and job.method != "full"
+    is_half = job.precision == "bfloat16" and kind_of(job.method) == "adapter"
     model = _load(source, job, device=device, is_packed=is_packed, is_half=is_half)
     if job.parent is not None and job.parent_kind == "adapter":
         model = _go_on(model, Path(job.parent), job)

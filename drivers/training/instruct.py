@@ -16,7 +16,7 @@ from llmos.drivers.training.methods import RATES
 from llmos.drivers.training.next_token import NextToken
 from llmos.drivers.training.objectives import Rows
 from llmos.drivers.training.rendering import Chat, TokenizerChat
-from llmos.drivers.training.task import Built, Encoded, Item
+from llmos.drivers.training.task import Built, Encoded, Item, Task
 from llmos.syscalls.content import Message
 from llmos.syscalls.results import ToolSpec
 
@@ -41,7 +41,7 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
     return built(decoder, task, job)
 
 
-def built(decoder: Decoder, task: NextToken, job: TrainJob) -> Built:
+def built(decoder: Decoder, task: Task, job: TrainJob) -> Built:
     """What the worker trains, for a task on a decoder."""
     return Built(
         model=decoder.model,

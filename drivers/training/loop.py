@@ -88,8 +88,10 @@ class Run:
             group["lr"] = rate * group["scale"]
         self._built.model.train()
         summed = self._summed_gradient(items)
-        gradients = [p.grad for p in self.weights.values() if p.grad is not None]
-        torch._foreach_div_(gradients, max(summed.weight, 1e-12))
+        weight = max(summed.weight, 1e-12)  # 0: rows without a target, which teach nothing
+        for parameter in self.weights.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(weight)
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), CLIP_NORM).item()
         if not (math.isfinite(summed.loss) and math.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
@@ -98,8 +100,7 @@ class Run:
         self._optimizer.zero_grad(set_to_none=True)
         self.step = number
         tokens = sum(len(item.tokens) for item in items)
-        mean = summed.loss / max(summed.weight, 1e-12)
-        return Step(number, mean, rate, tokens, summed.padded_tokens)
+        return Step(number, summed.loss / weight, rate, tokens, summed.padded_tokens)
 
     # --- the state --------------------------------------------------------------------------------
 

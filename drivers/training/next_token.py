@@ -28,7 +28,8 @@ class Targets(NamedTuple):
     given: int
 
     @property
-    def count(self) -> int:
+    def asked(self) -> int:
+        """How many of the tokens are targets."""
         return len(self.tokens) - self.given
 
 
@@ -67,15 +68,15 @@ class NextToken:
             for first in range(0, len(places), batch_size):
                 part = places[first : first + batch_size]
                 rows = [Targets(items[one].tokens, items[one].payload) for one in part]
-                found = log_likelihoods(model, rows, self._decoder).split([r.count for r in rows])
+                found = log_likelihoods(model, rows, self._decoder).split([r.asked for r in rows])
                 for one, row, logs in zip(part, rows, found, strict=True):
                     loss = -logs.sum().item()
                     total += loss
-                    tokens += row.count
+                    tokens += row.asked
                     told[one] = {
                         "origin": items[one].origin,
-                        "loss": loss / row.count if math.isfinite(loss) else None,
-                        "tokens": row.count,
+                        "loss": loss / row.asked if math.isfinite(loss) else None,
+                        "tokens": row.asked,
                     }
         if not math.isfinite(total):
             raise SyscallError(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos.drivers.rows.kinds import PreferRow
-from llmos.drivers.training.decoder import Decoder, kind_of, open_decoder, save_decoder
-from llmos.drivers.training.instruct import encode_row
+from llmos.drivers.training.decoder import Decoder, open_decoder
+from llmos.drivers.training.instruct import built, encode_row
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.methods import RATES
 from llmos.drivers.training.next_token import Targets, log_likelihoods
@@ -137,7 +137,7 @@ class PreferTask:
 
         with self._decoder.precision():
             found = log_likelihoods(model, rows, self._decoder)
-        return torch.stack([part.sum() for part in found.split([row.count for row in rows])])
+        return torch.stack([part.sum() for part in found.split([row.asked for row in rows])])
 
 
 def build(job: TrainJob, device: str, rows: Rows) -> Built:
@@ -154,11 +154,5 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
             available=list(METHODS),
         )
     decoder = open_decoder(job, device)
-    return Built(
-        model=decoder.model,
-        task=PreferTask(decoder, max_length_tokens=job.max_length_tokens),
-        save=lambda folder: save_decoder(decoder, job.method, folder),
-        rate=RATES[job.method] * RATE_SHARE,
-        is_packed=decoder.is_packed,
-        kind=kind_of(job.method),
-    )
+    task = PreferTask(decoder, max_length_tokens=job.max_length_tokens)
+    return built(decoder, task, job)._replace(rate=RATES[job.method] * RATE_SHARE)

@@ -95,6 +95,7 @@ def make_model(rows: Sequence[TextRow], job: TrainJob, folder: Path) -> None:
     assert shape is not None
     tokenizer = train_tokenizer((row.text for row in rows), shape)
     tokenizer.save_pretrained(folder)
+    end: Any = tokenizer.eos_token_id
     torch.manual_seed(job.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -105,8 +106,8 @@ def make_model(rows: Sequence[TextRow], job: TrainJob, folder: Path) -> None:
         num_key_value_heads=shape.heads,
         max_position_embeddings=max(2048, job.max_length_tokens),
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
 

@@ -421,6 +421,34 @@ def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serv
     model.close()
 
 
+@pytest.mark.model
+def test_a_real_model_killed_in_training_ends_with_the_weights_of_an_undisturbed_run(
+    tmp_path: Path, registry: Registry, smollm2_path: Path
+) -> None:
+    jobs = LearnJobs(
+        folder=tmp_path / "jobs",
+        registry=registry,
+        resolve_base=lambda name, objective: Base("smollm2", smollm2_path),
+    )
+
+    def call(name: str) -> Finetune:
+        settings = {"max_steps": 5, "checkpoint_steps": 2, "batch_size": 2, "dropout": 0.1}
+        return Finetune(name=name, data=str(BANKING77), eval_share=0.0, **settings)
+
+    async def run() -> tuple[Trained, Trained]:
+        undisturbed = await jobs.finetune(call("undisturbed"), on_progress=lambda _: None)
+        running = Running(jobs, call("killed"))
+        await running.until("checkpoint")
+        (worker,) = psutil.Process().children()
+        worker.kill()
+        killed = await running.task
+        assert "resumed" in running.kinds
+        return undisturbed, killed
+
+    undisturbed, killed = asyncio.run(run())
+    assert weights_of(killed.version) == weights_of(undisturbed.version)
+
+
 def first_logprob(model: TorchLM, row: ChatRow, adapter: str | None) -> float:
     """The log-probability that the model begins its answer as the row does."""
     forced = ChoiceConstraint(choices=(row.messages[-1].text,))
