@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmos.memory import notes as rows
 from llmos.memory import schema
 from llmos.memory.query import Query
 from llmos.memory.store import Store
@@ -75,6 +76,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def folder_of_2(tmp_path: Path) -> Path:
+    """A store as version 2 left it."""
+    script = Path(__file__).with_name("version_2.sql").read_text()
+    with closing(sqlite3.connect(tmp_path / "notes.db", isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.executescript(script)
+        digest = rows.prepare("a", _PUMP).digest
+        connection.execute("UPDATE notes SET digest = ? WHERE id = 1", (digest,))
+        for place, note in enumerate((1, 2, 4, 5)):
+            blob = np.eye(4, dtype="<f4")[place].tobytes()
+            connection.execute("INSERT INTO vectors VALUES (?, ?)", (note, blob))
+        connection.execute("PRAGMA application_id = 1819045231")
+        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA journal_mode = WAL")
+    return tmp_path
+
+
+_PUMP = Note(text="The pump leaks", metadata={"n": 1}, source="log")
+
+
 def columns(path: Path) -> dict[str, list[str]]:
     with closing(sqlite3.connect(path)) as connection:
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
@@ -114,11 +136,32 @@ def test_an_older_store_opens_as_the_newest_and_loses_nothing(folder: Path) -> N
         assert connection.execute("SELECT count(*) FROM vectors").fetchone() == (2,)
 
 
-def test_a_migrated_store_is_like_a_new_one(folder: Path, tmp_path: Path) -> None:
-    Store(folder, dimensions=4).close()
+def test_a_store_of_version_2_is_found_again_by_everything(folder_of_2: Path) -> None:
+    store = Store(folder_of_2, dimensions=4)
+    assert store.check().problems == ()
+    assert find(store, "pumps", "lexical") == ["The pump leaks"]
+    query = Query(text="x", vector=[1, 0, 0, 0], namespaces=["a", "b"], where={"n": 1})
+    assert [hit.id for hit in store.retrieve(query).hits] == [1]
+    told = store.remember("a", [_PUMP, Note(text="new", metadata={"n": 1})], [[0, 0, 1, 0]] * 2)
+    assert (told.ids, told.duplicates) == ((1, 6), 1)
+    assert sorted(hit.id for hit in store.retrieve(query).hits) == [1, 6]
+    store.forget("a", ids=[5])
+    assert find(store, "Ann", "lexical") == ["Ann lives in Oslo."]
+    store.forget("a", ids=[1])
+    assert [hit.id for hit in store.retrieve(query).hits] == [6]
+    assert store.check().problems == ()
+    store.close()
+
+
+@pytest.mark.parametrize("made", ["folder", "folder_of_2"])
+def test_a_migrated_store_is_like_a_new_one(
+    made: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    old: Path = request.getfixturevalue(made)
+    Store(old, dimensions=4).close()
     Store(tmp_path / "new", dimensions=4).close()
-    assert columns(folder / "notes.db") == columns(tmp_path / "new" / "notes.db")
-    assert things(folder / "notes.db") == things(tmp_path / "new" / "notes.db")
+    assert columns(old / "notes.db") == columns(tmp_path / "new" / "notes.db")
+    assert things(old / "notes.db") == things(tmp_path / "new" / "notes.db")
 
 
 def test_a_migration_that_fails_leaves_the_older_store(
