@@ -1,27 +1,31 @@
-"""Intents of bank customers: Banking77, what each way of using the small encoder gets right.
+"""Intents of bank customers: Banking77, what each way of using the small models gets right.
 
-Held-out rows judge; the rest is there to learn from, whole or ten rows a class. From nothing to
-learn from, to everything:
+Held-out rows judge, which no setting below was chosen by; the rest is there to learn from, whole or
+ten rows a class. From nothing to learn from, to everything:
 
 - zero-shot: the nearest of the classes' names, and a language model that is asked;
-- few-shot, ten a class: the nearest example, and a language model that is shown the nearest;
+- few-shot, ten a class: the nearest example, and a language model that is shown the nearest ones;
 - logistic regression on the frozen encoder's vectors, ten a class and all;
 - trained: objective `classify`, ten a class (three draws and seeds) and all.
 
-The language model answers a part of the test rows, as it takes seconds a row; its own intervals are
-wider for that.
+The language model answers only when `--prompted N` says on how many of the test rows: it takes
+seconds a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import llmos
 from benchmarks.form import Floor, main_with
 from benchmarks.task_runs import DATA, Kept, encoder_folder, parser, train
 from llmos.drivers.contract import ModelSpec
@@ -31,20 +35,31 @@ from llmos.drivers.rows.reading import read_rows
 from llmos.drivers.rows.splits import Split, split
 
 A_CLASS = 10
+SHOTS = 8  # examples that the language model sees with a text
 DRAWS = (0, 1, 2)
 SHARED: Mapping[str, Any] = {
     "objective": "classify",
     "method": "full",
-    "batch_size": 32,
-    "micro_batch": 16,
     "max_length_tokens": 96,
     "dropout": 0.1,
     "weight_decay": 0.01,
     "warmup_share": 0.1,
     "freeze": ("embeddings",),
 }
-FEW: Mapping[str, Any] = {"epochs": 12.0, "learning_rate": 3e-4, "layer_decay": 0.9}
-ALL: Mapping[str, Any] = {"epochs": 4.0, "learning_rate": 3e-4, "layer_decay": 0.9}
+FEW: Mapping[str, Any] = {
+    "epochs": 10.0,
+    "learning_rate": 3e-4,
+    "layer_decay": 0.9,
+    "batch_size": 32,
+    "micro_batch": 16,
+}
+ALL: Mapping[str, Any] = {
+    "epochs": 4.0,
+    "learning_rate": 4e-4,
+    "layer_decay": 0.9,
+    "batch_size": 64,
+    "micro_batch": 32,
+}
 
 
 def rows() -> Split[Any]:
@@ -70,7 +85,7 @@ def frozen(divided: Split[Any], judged: Sequence[LabelledRow]) -> dict[str, floa
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    model = TorchEmbedding(ModelSpec("minilm", _folder()))
+    model = TorchEmbedding(ModelSpec("minilm", Path(encoder_folder())))
     texts = [row.text for row in divided.train]
     learn = np.array(model.embed(texts))
     ask = np.array(model.embed([row.text for row in judged]))
@@ -98,10 +113,26 @@ def frozen(divided: Split[Any], judged: Sequence[LabelledRow]) -> dict[str, floa
     }
 
 
-def _folder() -> Any:
-    from pathlib import Path
-
-    return Path(encoder_folder())
+async def prompted(few: Sequence[LabelledRow], asked: Sequence[LabelledRow]) -> dict[str, float]:
+    """Accuracies of the language model by the method `prompt`, without and with examples."""
+    rows = [{"text": row.text, "label": row.label} for row in few]
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as home:
+        async with llmos.boot(home=Path(home)) as kernel:
+            for name, shots in (("zero_shot_prompt", 0), ("few_shot_prompt", SHOTS)):
+                job = await kernel.os.finetune(
+                    rows, name.replace("_", "-"), objective="classify", method="prompt", shots=shots
+                )
+                await kernel.os.result(job)
+                said = await kernel.os.classify(
+                    [row.text for row in asked], name.replace("_", "-"), top_k=1
+                )
+                right = [
+                    labels[0].label == row.label
+                    for labels, row in zip(said.labels, asked, strict=True)
+                ]
+                found[name] = statistics.fmean(right)
+    return found
 
 
 # --- trained --------------------------------------------------------------------------------------
@@ -134,17 +165,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     few_how = {**FEW, "max_steps": 4} if options.quick else FEW
     all_how = {**ALL, "max_steps": 4} if options.quick else ALL
     without = kept.get(f"{side}-frozen", partial(frozen, divided, judged))
-    few = [
-        trained(
-            a_few(divided.train, draw=draw),
-            judged,
-            kept,
-            f"{side}-few-{draw}",
-            seed=draw,
-            **few_how,
-        )
-        for draw in draws
-    ]
+
+    def few_of(draw: int) -> dict[str, Any]:
+        chosen = a_few(divided.train, draw=draw)
+        return trained(chosen, judged, kept, f"{side}-few-{draw}", seed=draw, **few_how)
+
+    few = [few_of(draws[0])]
+    whole = trained(divided.train, judged, kept, f"{side}-all", seed=0, **all_how)
+    few += [few_of(draw) for draw in draws[1:]]
     figures: dict[str, Any] = {
         "classes": len({row.label for row in divided.train}),
         "train_rows": len(divided.train),
@@ -154,7 +182,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "trained_few_lowest": round(min(one["accuracy"] for one in few), 4),
         "trained_few_train_s": statistics.median(one["train_s"] for one in few),
     }
-    whole = trained(divided.train, judged, kept, f"{side}-all", seed=0, **all_how)
+    if options.prompted:
+        asked = random.Random(0).sample(judged, options.prompted)
+        shown = a_few(divided.train, draw=0)
+        part = f"{side}-prompted-{options.prompted}"
+        by_model = kept.get(part, lambda: asyncio.run(prompted(shown, asked)))
+        figures |= {
+            "prompted_rows": len(asked),
+            "zero_shot_prompt": round(by_model["zero_shot_prompt"], 4),
+            "few_shot_prompt": round(by_model["few_shot_prompt"], 4),
+        }
     figures |= {
         "trained_all": round(whole["accuracy"], 4),
         "trained_all_macro_f1": round(whole["macro_f1"], 4),
@@ -167,7 +204,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def options() -> argparse.ArgumentParser:
     found = parser(__doc__)
-    found.add_argument("--dev", action="store_true", help="judge by the rows that chose settings")
+    found.add_argument(
+        "--prompted", type=int, default=0, metavar="N", help="ask a language model N test rows"
+    )
+    found.add_argument("--dev", action="store_true", help="judge by the rows for choosing settings")
     return found
 
 

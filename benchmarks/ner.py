@@ -1,7 +1,7 @@
 """Named entities in noisy text: WNUT17, entity F1 of the small encoder on held-out rows.
 
-The training file is divided once: rows to train on, rows by which the settings below were chosen,
-and test rows that are looked at here only. Full training and LoRA, three seeds each: medians, the
+The training file is divided once: rows to train on, rows to choose settings by (`--dev` judges by
+them), and test rows, which chose nothing. Full training and LoRA, three seeds each: medians, the
 spread, and precision, recall and F1 of each entity type over the seeds' mean.
 """
 
@@ -120,7 +120,7 @@ def entity_table(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> list[di
 
 def options() -> argparse.ArgumentParser:
     found = parser(__doc__)
-    found.add_argument("--dev", action="store_true", help="judge by the rows that chose settings")
+    found.add_argument("--dev", action="store_true", help="judge by the rows for choosing settings")
     return found
 
 
