@@ -451,8 +451,8 @@ class Kernel:
     def _measure(self, base: str) -> Measure:
         """How a gate measures versions of a base: as `Evaluate` does, with the rights of init."""
 
-        async def measure(version: str | None, data: str) -> Measured:
-            call = calls.Evaluate(data=data, model=version or base)
+        async def measure(version: str | None, check: calls.GateCheck) -> Measured:
+            call = calls.Evaluate(data=check.data, model=version or base, objective=check.objective)
             found = await self._dispatch(self.init, call)
             losses = {"loss": found.loss, "perplexity": found.perplexity}
             told = {name: value for name, value in losses.items() if value is not None}

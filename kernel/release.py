@@ -140,6 +140,7 @@ class Release:
             version=version.name,
             current=current,
             measure=self._measure(version.base or slot),
+            has_base=version.kind in SERVING_A_BASE,
         )
         binding = [one for one in figures if not one.holds and (one.is_safety or not call.force)]
         decision = r.Decision(

@@ -22,31 +22,40 @@ class Measured(NamedTuple):
     intervals: Mapping[str, tuple[float, float]] = {}
 
 
-# The version's name, None for the base itself, and the set's path.
-Measure = Callable[[str | None, str], Awaitable[Measured]]
+# The version's name, None for the base itself, and the check whose set is to be measured.
+Measure = Callable[[str | None, GateCheck], Awaitable[Measured]]
 
 
 async def judge(
-    checks: Iterable[GateCheck], *, version: str, current: str | None, measure: Measure
+    checks: Iterable[GateCheck],
+    *,
+    version: str,
+    current: str | None,
+    measure: Measure,
+    has_base: bool = True,
 ) -> tuple[GateFigure, ...]:
     """What each check finds of a version, against the one that serves now.
 
+    Where none serves it is compared with the base itself, unless that can do nothing of the kind
+    (`has_base`: an encoder without its head), and then with nothing.
     Raises: SyscallError("invalid") for a metric that a set does not give, naming those it does;
     whatever measuring raises.
     """
-    known: dict[tuple[str | None, str], Measured] = {}
+    known: dict[tuple[str | None, str, str | None], Measured] = {}
 
-    async def measured(name: str | None, data: str) -> Measured:
-        if (name, data) not in known:
-            known[name, data] = await measure(name, data)
-        return known[name, data]
+    async def measured(name: str | None, check: GateCheck) -> Measured:
+        key = (name, check.data, check.objective)
+        if key not in known:
+            known[key] = await measure(name, check)
+        return known[key]
 
     figures: list[GateFigure] = []
     for check in checks:
-        found = await measured(version, check.data)
+        found = await measured(version, check)
         before = None
-        if check.max_regression is not None or check.min_gain is not None:
-            before = _metric(await measured(current, check.data), check)
+        is_compared = check.max_regression is not None or check.min_gain is not None
+        if is_compared and (current is not None or has_base):
+            before = _metric(await measured(current, check), check)
         value = _metric(found, check)
         problems = list(_problems(check, value, before))
         figures.append(

@@ -52,14 +52,18 @@ class ModelList(Call[r.ModelVersions]):
 class GateCheck(Value):
     """What a version must reach on one set before it is promoted.
 
-    `data` is the path of the set; `metric` one of those that `Evaluate` gives. `at_least` and
-    `at_most` are absolute. `max_regression` is by how much it may be worse than what serves now,
-    and `min_gain` by how much it must be better. A safety check binds a forced promotion too.
+    `data` is the path of the set; `objective` what its rows are and `metric` one of the metrics, as
+    `Evaluate` has them. `at_least` and `at_most` are absolute. `max_regression` is by how much it
+    may be worse than what serves now, and `min_gain` by how much it must be better. A safety check
+    binds a forced promotion too.
     """
 
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)
     metric: str = Field(min_length=1)
+    objective: (
+        Literal["instruct", "pretrain", "generate", "classify", "tag", "prefer", "embed"] | None
+    ) = None
     is_higher_better: bool = True
     at_least: float | None = None
     at_most: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 from llmos.agents.handle import OS
-from llmos.drivers.contract import DeviceError, Feed, ModelSpec
+from llmos.drivers.contract import Allocation, DeviceError, Feed, ModelSpec
 from llmos.drivers.scripted import Scripted
+from llmos.drivers.task_folder import TaskHead
 from llmos.kernel import swaps
 from llmos.kernel.clock import VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.release_gate import Measured
-from llmos.kernel.settings import ModelSetting
+from llmos.kernel.settings import ModelSetting, TaskSetting
 from llmos.memory.registry import Registry
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.learning import GateCheck
@@ -331,11 +333,10 @@ def test_a_version_that_a_running_agent_uses_is_not_deleted(scene: Any) -> None:
     async def body(kernel: Kernel, decoder: Decoder, clock: VirtualClock) -> None:
         await kernel.os.model_promote("a")
         await who(kernel.os)
+        await who(kernel.os, adapter="b")  # the device has it, so it need not be asked again
         decoder.hold()
         (pid,) = await started(kernel, 1)
-        await_free = asyncio.create_task(kernel.os.model_promote("b"))
-        decoder.gate.release(5)
-        await await_free
+        await kernel.os.model_promote("b")
         with pytest.raises(SyscallError, match=f"process {pid}") as problem:
             await kernel.os.model_delete("a")
         assert (problem.value.code, problem.value.fields["pids"]) == ("busy", [pid])
@@ -377,7 +378,7 @@ class Figures:
         self.asked: list[str | None] = []
 
     def of(self, base: str) -> Any:
-        async def measure(version: str | None, data: str) -> Measured:
+        async def measure(version: str | None, check: GateCheck) -> Measured:
             self.asked.append(version)
             return Measured({"accuracy": self.accuracy[version or base]})
 
@@ -468,6 +469,76 @@ def test_a_caller_brings_checks_of_files_that_it_may_read(
             assert ended.error is not None and ended.error.code == code
 
     scene(body)
+
+
+class Lengths:
+    """A task model that calls a text of up to `most` words short."""
+
+    heads = (TaskHead("length", "classify", ("short", "long")),)
+    max_length_tokens = 50
+    batch_tokens = 200
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self._most = int((folder / "weights").read_text())
+
+    def count(self, text: str | Sequence[str]) -> int:
+        return len(text)
+
+    def classes(self, task: str | None = None) -> tuple[str, ...]:
+        return self.heads[0].labels
+
+    def classify(self, texts: Sequence[str], *, task: str | None = None) -> list[list[float]]:
+        return [[0.75, 0.25] if len(text.split()) <= self._most else [0.25, 0.75] for text in texts]
+
+    def tag(self, sentences: Any, *, task: str | None = None) -> list[list[tuple[str, float]]]:
+        raise AssertionError("it has no such head")
+
+    def allocations(self) -> list[Allocation]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_gate_measures_task_models_as_evaluate_does(boot_kernel: Any, tmp_path: Path) -> None:
+    data = tmp_path / "lengths.jsonl"
+    texts = {"one": "short", "two words": "short", "three words here": "long"}
+    data.write_text(
+        "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts.items())
+    )
+    check = GateCheck(
+        name="lengths", data=str(data), metric="accuracy", at_least=0.6, max_regression=0.1
+    )
+
+    async def scenario() -> None:
+        tasks = TaskSetting(open=lambda folder, base: Lengths(folder))
+        async with boot_kernel(tasks=tasks, gates={"length": (check,)}) as kernel:
+            for name, most in (("good", "2"), ("worse", "1"), ("bad", "0")):
+                folder = tmp_path / "trained" / name
+                folder.mkdir(parents=True)
+                (folder / "weights").write_text(most)
+                kernel.registry().add(
+                    ModelVersion(
+                        name=name,
+                        kind="task",
+                        base="minilm",
+                        path=str(folder),
+                        slot="length",
+                        card={"objective": "classify"},
+                    )
+                )
+            with pytest.raises(SyscallError, match=r"0\.2667 under 0\.6"):
+                await kernel.os.model_promote("bad")
+            await kernel.os.model_promote("good")
+            with pytest.raises(SyscallError, match=r"0\.6667 against 1, worse by 0\.3333"):
+                await kernel.os.model_promote("worse")
+            label = (await kernel.os.classify("two words", "length")).labels[0][0]
+            assert label.label == "short"
+            *_, decision = (await kernel.os.model_lineage("good")).decisions
+            assert decision.figures[0].interval is not None
+
+    asyncio.run(scenario())
 
 
 def test_only_decoders_serve_a_base(scene: Any) -> None:

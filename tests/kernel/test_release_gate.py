@@ -24,9 +24,9 @@ class Sets:
     def __init__(self) -> None:
         self.asked: list[tuple[str | None, str]] = []
 
-    async def measure(self, version: str | None, data: str) -> Measured:
-        self.asked.append((version, data))
-        return SETS[version, data]
+    async def measure(self, version: str | None, check: GateCheck) -> Measured:
+        self.asked.append((version, check.data))
+        return SETS[version, check.data]
 
 
 def judged(*checks: GateCheck, current: str | None = "old") -> tuple[GateFigure, ...]:
@@ -75,6 +75,17 @@ def test_a_set_is_measured_once_and_the_current_version_only_to_compare() -> Non
     assert sets.asked == [("new", "tools"), (None, "tools")]
 
 
+def test_a_first_version_of_what_no_base_can_do_is_compared_with_nothing() -> None:
+    async def scenario() -> tuple[GateFigure, ...]:
+        checks = [check(max_regression=0.0, min_gain=0.5)]
+        return await judge(
+            checks, version="new", current=None, measure=Sets().measure, has_base=False
+        )
+
+    (figure,) = asyncio.run(scenario())
+    assert (figure.holds, figure.current) == (True, None)
+
+
 def test_figures_keep_intervals_and_what_they_were_compared_with() -> None:
     (figure,) = judged(check(max_regression=0.1))
     assert (figure.value, figure.interval, figure.current) == (0.8, (0.7, 0.9), 0.85)
@@ -101,7 +112,7 @@ numbers = st.floats(min_value=-100, max_value=100)
 def test_a_regression_is_judged_alike_in_both_directions(
     value: float, current: float, bound: float
 ) -> None:
-    async def measure(version: str | None, data: str) -> Measured:
+    async def measure(version: str | None, check: GateCheck) -> Measured:
         found = value if version == "new" else current
         return Measured({"up": found, "down": -found})
 
