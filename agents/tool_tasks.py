@@ -217,7 +217,8 @@ def _weekday(draw: random.Random, split: Split) -> ToolTask:
 
 
 def _lookup(draw: random.Random, split: Split) -> ToolTask:
-    item = draw.choice([item for i, item in enumerate(_ITEMS) if _SHARES[i % 4] == split])
+    items: list[Item] = [item for i, item in enumerate(_ITEMS) if _SHARES[i % 4] == split]
+    item = draw.choice(items)
     field = draw.choice(_PROPERTIES)
     text = _fill(draw, split, "stock", item=item, field=field)
     return ToolTask("stock", text, "stock", stock(item, field))
