@@ -54,6 +54,7 @@ DEFAULT_SETTINGS: JsonObject = {
     "batch_size": 4,
     "max_length_tokens": 512,
     "eval_share": 0.0,
+    "checkpoint_steps": 8,  # a loop that was cut loses little
 }
 
 

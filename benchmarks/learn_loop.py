@@ -153,8 +153,9 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     plan = {**PLAN, **(QUICK if options.quick else {})}
-    if options.rounds is not None:
-        plan["rounds"] = options.rounds
+    for name in ("rounds", "seconds"):
+        if getattr(options, name) is not None:
+            plan[name] = getattr(options, name)
     tasks = 40 if options.quick else TEST_TASKS
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.folder is None else options.folder.absolute()
@@ -167,6 +168,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="one small round")
     parser.add_argument("--rounds", type=int, help="most rounds")
+    parser.add_argument("--seconds", type=float, help="most seconds of the loop's stages")
     parser.add_argument("--folder", type=Path, help="keep everything here, and go on from it")
     main_with(
         parser,
