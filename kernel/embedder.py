@@ -15,7 +15,7 @@ from typing import Literal
 
 from llmos.drivers.contract import Allocation, EmbeddingInfo, EmbeddingModel
 from llmos.kernel.clock import Clock
-from llmos.kernel.text_device import TOKEN_CHARS, Sizes, TextDevice
+from llmos.kernel.text_device import TOKEN_CHARS, TextDevice
 from llmos.kernel.text_queue import Item, Request, about_tokens
 from llmos.kernel.threads import contained
 from llmos.kernel.trace import Tracer
@@ -93,7 +93,7 @@ class Embedder(TextDevice[EmbeddingModel, _Request]):
         vectors = [self._cache.look(key) for key in keys]
         return _Request(
             texts=whole,
-            sizes=[about_tokens(text) for text in whole],
+            sizes=[min(about_tokens(text), model.max_tokens) for text in whole],
             answers=vectors,
             done=asyncio.get_running_loop().create_future(),
             is_idle=is_idle,
@@ -112,8 +112,8 @@ class Embedder(TextDevice[EmbeddingModel, _Request]):
 
     # --- device thread ----------------------------------------------------------------------------
 
-    def _sizes(self, driver: EmbeddingModel) -> Sizes:
-        return Sizes(driver.info.batch_tokens, driver.info.max_tokens)
+    def _pass_tokens(self, driver: EmbeddingModel) -> int:
+        return driver.info.batch_tokens
 
     def _compute(self, items: Sequence[Item[_Request]]) -> int:
         texts = {item.request.keys[item.place]: item.request.texts[item.place] for item in items}

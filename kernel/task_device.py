@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from llmos.drivers.labeller import Labeller
-from llmos.kernel.text_device import Sizes, TextDevice
+from llmos.kernel.text_device import TextDevice
 from llmos.kernel.text_queue import Item, Request
 from llmos.kernel.threads import contained
 
@@ -54,8 +54,8 @@ class TaskDevice(TextDevice[Labeller, _Request]):
 
     # --- device thread ----------------------------------------------------------------------------
 
-    def _sizes(self, driver: Labeller) -> Sizes:
-        return Sizes(driver.batch_tokens, driver.max_length_tokens)
+    def _pass_tokens(self, driver: Labeller) -> int:
+        return driver.batch_tokens
 
     def _compute(self, items: Sequence[Item[_Request]]) -> int:
         kinds: dict[tuple[str | None, bool], list[Item[_Request]]] = {}

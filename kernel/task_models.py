@@ -14,6 +14,7 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from llmos.drivers.labeller import Labeller
 from llmos.drivers.task_folder import TaskHead, TaskObjective
@@ -30,7 +31,9 @@ from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.learning_results import Classified, LabelScore, ModelVersion, Tagged
 from llmos.syscalls.results import DeviceInfo, LedgerEntry
 
-# More text than this is counted on another thread, so that nobody else waits for it.
+T = TypeVar("T")
+
+# More text than this is split and counted on another thread, so that nobody else waits for it.
 LONG_TEXT_CHARS = 65_536
 
 
@@ -82,7 +85,7 @@ class TaskModels:
 
     async def tag(self, process: Process, call: calls.Tag) -> Tagged:
         """Find entities in texts; their tokens are charged as tokens in. Raises: as `classify`."""
-        texts = [words_of(text) for text in call.texts]
+        texts = await _off_loop(call.texts, lambda: [words_of(text) for text in call.texts])
         _require_text([one.text for one in texts])
         sentences = [one.words for one in texts]
         version = self._version(process, call.model)
@@ -152,8 +155,7 @@ class TaskModels:
                 driver.count(text[:longest] if isinstance(text, str) else text) for text in texts
             ]
 
-        chars = sum(map(len, texts))
-        sizes = await asyncio.to_thread(count) if chars > LONG_TEXT_CHARS else count()
+        sizes = await _off_loop(texts, count)
         process.account.charge("tokens_in", sum(sizes))
         process.account.tokens_in += sum(sizes)
         return sizes
@@ -241,6 +243,12 @@ class TaskModels:
 
     async def _close(self, loaded: _Loaded) -> None:
         await loaded.device.stop()
+
+
+async def _off_loop(texts: Sequence[Text], work: Callable[[], T]) -> T:
+    """Read texts; many or long ones on a thread of their own."""
+    chars = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
+    return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
 
 
 def _require_text(texts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from llmos.drivers.contract import Allocation, DeviceError
 from llmos.kernel.clock import Clock
@@ -33,13 +33,6 @@ class Driver(Protocol):
     def allocations(self) -> list[Allocation]: ...
 
     def close(self) -> None: ...
-
-
-class Sizes(NamedTuple):
-    """About the tokens of one pass, and where a text is cut."""
-
-    pass_tokens: int
-    max_tokens: int
 
 
 D = TypeVar("D", bound=Driver)
@@ -140,8 +133,8 @@ class TextDevice(ABC, Generic[D, R]):
     # --- device thread ----------------------------------------------------------------------------
 
     @abstractmethod
-    def _sizes(self, driver: D) -> Sizes:
-        """How the passes of an open driver are made up."""
+    def _pass_tokens(self, driver: D) -> int:
+        """About the tokens of one pass of an open driver."""
 
     @abstractmethod
     def _compute(self, items: Sequence[Item[R]]) -> int:
@@ -160,7 +153,7 @@ class TextDevice(ABC, Generic[D, R]):
             self.is_down, self.reason = True, str(problem)
             self._loop.call_soon_threadsafe(settle, self._opened, None, problem)
             return
-        self._queue = TextQueue[R](**self._sizes(self._driver)._asdict())
+        self._queue = TextQueue[R](pass_tokens=self._pass_tokens(self._driver))
         self._loop.call_soon_threadsafe(settle, self._opened, None, None)
         while items := self._next_pass():
             self._serve(items)

@@ -30,7 +30,7 @@ _CHARS_PER_TOKEN = 4  # of English; it decides only how many texts go into one p
 class Request(Generic[T, A]):
     """Texts that one caller waits for. `answers` has gaps until all are computed.
 
-    `sizes` are about the tokens of each text.
+    `sizes` are about the tokens that are computed of each text.
     """
 
     texts: Sequence[T]
@@ -63,11 +63,10 @@ def about_tokens(text: str) -> int:
 
 
 class TextQueue(Generic[R]):
-    """`pass_tokens`: about the tokens of one forward pass; `max_tokens`: where a text is cut."""
+    """`pass_tokens`: about the tokens of one forward pass."""
 
-    def __init__(self, *, pass_tokens: int, max_tokens: int) -> None:
+    def __init__(self, *, pass_tokens: int) -> None:
         self._pass_tokens = pass_tokens
-        self._max_tokens = max_tokens
         self._few: deque[R] = deque()
         self._many: deque[R] = deque()
         self._idle: deque[R] = deque()
@@ -153,4 +152,4 @@ class TextQueue(Generic[R]):
             pool.append(batch)
 
     def _item(self, request: R, place: int) -> Item[R]:
-        return Item(request, place, min(request.sizes[place], self._max_tokens))
+        return Item(request, place, request.sizes[place])

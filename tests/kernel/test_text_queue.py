@@ -27,7 +27,7 @@ def request(lengths: list[int], *, is_idle: bool = False) -> Asked:
     texts = ["x" * length for length in lengths]
     return Request(
         texts=texts,
-        sizes=[about_tokens(text) for text in texts],
+        sizes=[min(about_tokens(text), 200) for text in texts],
         answers=[None] * len(lengths),
         done=asyncio.get_running_loop().create_future(),
         is_idle=is_idle,
@@ -40,7 +40,7 @@ def test_every_text_is_given_out_once_in_passes_that_fit(
     asked: list[tuple[list[int], bool]],
 ) -> None:
     async def scenario() -> None:
-        queue = TextQueue[Asked](pass_tokens=300, max_tokens=200)
+        queue = TextQueue[Asked](pass_tokens=300)
         requests = [request(lengths, is_idle=is_idle) for lengths, is_idle in asked]
         for one in requests:
             queue.push(one)
@@ -60,7 +60,7 @@ def test_every_text_is_given_out_once_in_passes_that_fit(
 
 def test_few_and_many_take_turns_and_idle_comes_last() -> None:
     async def scenario() -> None:
-        queue = TextQueue[Asked](pass_tokens=300, max_tokens=200)
+        queue = TextQueue[Asked](pass_tokens=300)
         many, idle = request([800] * 9), request([800], is_idle=True)
         queue.push(idle)
         queue.push(many)
@@ -79,7 +79,7 @@ def test_few_and_many_take_turns_and_idle_comes_last() -> None:
 
 def test_idle_work_is_not_put_off_for_ever() -> None:
     async def scenario() -> None:
-        queue = TextQueue[Asked](pass_tokens=300, max_tokens=200)
+        queue = TextQueue[Asked](pass_tokens=300)
         idle = request([800] * 9, is_idle=True)
         queue.push(idle)
         for _ in range(2 * PASSES_PER_IDLE):
@@ -95,7 +95,7 @@ def test_idle_work_is_not_put_off_for_ever() -> None:
 
 def test_requests_whose_caller_is_gone_are_passed_over() -> None:
     async def scenario() -> None:
-        queue = TextQueue[Asked](pass_tokens=300, max_tokens=200)
+        queue = TextQueue[Asked](pass_tokens=300)
         gone, stays = request([800] * 9), request([10] * 9)
         queue.push(gone)
         queue.push(stays)
