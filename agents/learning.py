@@ -101,12 +101,13 @@ class LearningCalls:
         name: str,
         format: Literal["safetensors", "gguf"] = "safetensors",
         *,
-        quantize: str | None = None,
+        quantize: calls.NumberFormat | None = None,
         path: str | None = None,
     ) -> r.Exported:
         """Write a version merged with its base: a folder of safetensors, or a GGUF file."""
-        call = {"name": name, "format": format, "quantize": quantize, "path": path}
-        return await self._trap.call(calls.ModelExport.model_validate(call))
+        return await self._trap.call(
+            calls.ModelExport(name=name, format=format, quantize=quantize, path=path)
+        )
 
     async def classify(
         self,

@@ -152,13 +152,14 @@ def export(
     config: ConfigFile = None,
 ) -> int:
     """Write a version merged with its base, for other programs."""
+    from llmos.commands_models import parse_format
     from llmos.commands_versions import export_version
 
     return export_version(
         configured(config),
         name,
         format=format.value,
-        quantize=quantize,
+        quantize=None if quantize is None else parse_format(quantize),
         path=to,
         as_json=as_json,
     )

@@ -24,6 +24,7 @@ from llmos.tables import console, size, text_table
 if TYPE_CHECKING:
     from llmos.config import Config
     from llmos.kernel.kernel import Kernel
+    from llmos.syscalls.learning import NumberFormat
     from llmos.syscalls.results import Decision, ModelVersion
 
 T = TypeVar("T")
@@ -142,15 +143,14 @@ def export_version(
     name: str,
     *,
     format: Literal["safetensors", "gguf"],
-    quantize: str | None,
+    quantize: NumberFormat | None,
     path: str | None,
     as_json: bool,
 ) -> int:
     """Write a version merged with its base."""
 
     async def export(kernel: Kernel) -> Any:
-        number_format = None if quantize is None else quantize.upper()
-        return await kernel.os.model_export(name, format, quantize=number_format, path=path)
+        return await kernel.os.model_export(name, format, quantize=quantize, path=path)
 
     written = _in_kernel(config, export)
     return _told(written, f"{name} is in {written.path}, {size(written.bytes)}", as_json=as_json)

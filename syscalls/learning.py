@@ -106,6 +106,9 @@ class ModelDelete(Call[r.Deleted]):
     name: str
 
 
+NumberFormat = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+
+
 class ModelExport(Call[r.Exported]):
     """Write a version merged with its base, for other programs.
 
@@ -116,7 +119,7 @@ class ModelExport(Call[r.Exported]):
     op: Literal["model_export"] = "model_export"
     name: str
     format: Literal["safetensors", "gguf"] = "safetensors"
-    quantize: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"] | None = None
+    quantize: NumberFormat | None = None
     path: str | None = None
 
 
