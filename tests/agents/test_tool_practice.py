@@ -106,6 +106,27 @@ def test_what_is_learned_has_the_task_alone_before_the_call(run: Callable[..., A
     assert all(name in episode["messages"][0]["content"] for name in TOOL_NAMES)
 
 
+def test_attempts_of_a_namespace_that_consents_become_rows_by_their_outcome(
+    boot_agents: Boot,
+) -> None:
+    async def main() -> tuple[Any, str]:
+        async with boot_agents(right) as kernel:
+            for tool in TOOLS:
+                kernel.tools.add(tool)
+            await kernel.os.trace_consent("practice-1")
+            pid = await kernel.os.spawn(
+                *("tool-practice",), split="train", count=16, seed=1, client="practice-1"
+            )
+            await kernel.os.wait(pid)
+            rows = await kernel.os.trace_data(["practice-1"], min_reward=1.0)
+            return rows, await kernel.os.read_text(rows.path)
+
+    rows, text = asyncio.run(main())
+    assert rows.rows == 2
+    kept = [json.loads(line)["messages"] for line in text.splitlines()]
+    assert all("weekday" in messages[-1]["content"] for messages in kept)
+
+
 @pytest.mark.model
 @pytest.mark.usefixtures("smollm2_path", "minilm_path")
 def test_the_real_model_is_right_now_and_then_when_it_is_held_to_calls(tmp_path: Path) -> None:
