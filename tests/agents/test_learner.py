@@ -235,6 +235,32 @@ def test_a_gate_that_refuses_keeps_what_is_in_use(loop: Callable[..., Loop]) -> 
     assert run.events()[-2]["why"] == "the safety set is worse"
 
 
+def test_it_learns_from_what_other_agents_did_well(
+    loop: Callable[..., Loop], boot_agents: Boot
+) -> None:
+    run = loop(**names(v_1=0.8))
+
+    async def helper(os: OS, question: str) -> str:
+        return (await os.generate(question)).text
+
+    async def main() -> Any:
+        async with boot_agents(lambda said: f"answer to {said}") as kernel:
+            await kernel.os.trace_consent("anna")
+            for number in range(6):
+                pid = await kernel.os.spawn(helper, f"question {number}", client="anna")
+                await kernel.os.wait(pid)
+                await kernel.os.outcome(pid, thumb="up" if number % 2 else "down")
+            pid = await run.start(kernel, rounds=1, tasks=0, min_rows=3, traces=["anna"])
+            return await kernel.os.result(pid)
+
+    assert asyncio.run(main())["version"] == "v-1"
+    (call,) = run.world.trained
+    rows = [json.loads(line) for line in Path(str(call.data)).read_text().splitlines()]
+    assert [row["task"] for row in rows] == ["question 1", "question 3", "question 5"]
+    assert rows[0]["messages"][-1]["content"] == "answer to question 1"
+    assert all(one["split"] == "dev" for one in run.world.practised)
+
+
 def test_it_ends_when_nothing_gets_better(loop: Callable[..., Loop]) -> None:
     run = loop(**names(v_1=0.0, v_2=0.0))
     assert run(rounds=9, patience=2)["why"] == "patience"
