@@ -75,6 +75,12 @@ class Allowed:
         if self.ids is not None:
             self.ids = np.setdiff1d(self.ids, here, assume_unique=True)
 
+    def has(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of some ids are there `(len(ids),)`."""
+        here = (ids >> 3) < len(self.bits)
+        here[here] = (self.bits[ids[here] >> 3] & _bit(ids[here])) != 0
+        return here
+
     def without(self, ids: Ids) -> Allowed:
         """A copy without some ids."""
         copy = replace(self, bits=self.bits.copy())

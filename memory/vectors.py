@@ -224,10 +224,33 @@ class ListIndex:
         # same lists for the most part.
         more = max(1.0, k / PROBES_ARE_FOR) ** 0.5 * len(self) / max(there, 1)
         probes = min(self.lists, max(self.probes, math.ceil(self.fewest * more)))
+        if allowed is not None and probes < self.lists and self._leaves_out_near(unit, allowed):
+            probes = self.lists
         found = self._search(unit, k, probes, allowed)
         if len(found) < min(k, there) and probes < self.lists:
             return self._search(unit, k, self.lists, allowed)
         return found
+
+    def _leaves_out_near(self, unit: Matrix, allowed: Allowed) -> bool:
+        """Whether a filter lets through far less of the nearest lists than of all.
+
+        Then what is nearest lies in no lists that the centres tell, as in data without clusters.
+        """
+        faiss = faiss_library()
+
+        with threads(1):
+            nearest = self.library.quantizer.search(unit.reshape(1, -1), self.fewest)[1][0]
+        lists = self.library.invlists
+        held = [
+            faiss.rev_swig_ptr(lists.get_ids(place), size)
+            for place in nearest.tolist()
+            if (size := lists.list_size(place))
+        ]
+        if not held:
+            return False
+        ids: Ids = np.concatenate(held)
+        there = np.count_nonzero(allowed.has(ids))
+        return there * len(self) < _FAR_LESS * len(ids) * allowed.count
 
     def _search(self, unit: Matrix, k: int, probes: int, allowed: Allowed | None) -> Found:
         faiss = faiss_library()
@@ -244,6 +267,7 @@ class ListIndex:
 
 
 _READ_COSTS_TESTS = 1500
+_FAR_LESS = 0.5  # of the share that a filter lets through of all
 
 
 def selector_of(allowed: Allowed | None) -> Any:

@@ -68,6 +68,18 @@ def test_fewer_allowed_than_k_gives_only_those(filled: Filled) -> None:
     assert filled().search(MATRIX[0], 50, Allowed.of(IDS[:0])) == []
 
 
+def test_a_filter_that_leaves_out_what_is_nearest_has_all_lists_searched() -> None:
+    index = lists()
+    assert isinstance(index, ListIndex)
+    index.probes = index.fewest = 1
+    places = index.place(MATRIX)
+    assert places is not None
+    for query, place in zip(MATRIX[:20], places[:20], strict=True):
+        far = IDS[places != place]
+        found = [note for note, _ in index.search(query, 5, Allowed.of(far))]
+        assert found == nearest(query, far, 5)
+
+
 @both
 def test_removed_vectors_are_not_found(filled: Filled) -> None:
     index = filled()
