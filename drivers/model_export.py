@@ -68,9 +68,7 @@ def export(job: ExportJob) -> int:
     except DeviceError as problem:
         raise SyscallError("not_available", str(problem)) from problem
     except OSError as problem:
-        raise SyscallError(
-            "storage", f"{target} cannot be written: {problem.strerror}", path=str(target)
-        ) from problem
+        raise _unwritable(target, problem.strerror) from problem
     return sum(file.stat().st_size for file in _files(target))
 
 
@@ -102,21 +100,28 @@ def _write_gguf(job: ExportJob, target: Path) -> None:
         weights.pop("lm_head.weight", None)
     write_gguf(weights, Path(job.base), target, format=first)
     if job.quantize != first:
-        copy = requantised(target, job.quantize)
+        try:
+            copy = requantised(target, job.quantize)
+        except DeviceError as problem:  # the file is of our own making, so it is the disk
+            raise _unwritable(Path(job.target), str(problem)) from problem
         copy.replace(target)
 
 
 def _write_folder(job: ExportJob, target: Path) -> None:
     """The merged weights in the number format of the base, with all that the base's folder has."""
     import torch
+    from safetensors import SafetensorError
 
     model = _merged(job)
     source = checkpoint(Path(job.weights))
     settings = json.loads((source / "config.json").read_bytes())
     dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     target.mkdir()
-    with quiet():
-        model.to(getattr(torch, dtype)).save_pretrained(target)
+    try:
+        with quiet():
+            model.to(getattr(torch, dtype)).save_pretrained(target)
+    except SafetensorError as problem:
+        raise _unwritable(Path(job.target), str(problem)) from problem
     for file in sorted(source.iterdir()):
         if (
             file.is_file()
@@ -156,6 +161,12 @@ def _partial(target: Path) -> Generator[Path]:
     """A name beside the target for what is not whole yet; nothing of it is left behind."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         yield Path(folder) / target.name
+
+
+def _unwritable(target: Path, reason: str | None) -> SyscallError:
+    return SyscallError(
+        "storage", f"{target} cannot be written: {reason}; free space there", path=str(target)
+    )
 
 
 def _files(path: Path) -> list[Path]:
