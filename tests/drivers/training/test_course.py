@@ -72,6 +72,42 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(job: TrainJob, events: A
     assert [one["step"] for one in events.of("checkpoint")] == [2, 4, 5]
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_which_then_goes_on_from_the_one_before(
+    job: TrainJob, events: Any, tmp_path: Path
+) -> None:
+    settings = {"checkpoint_steps": 2, "max_steps": 6, "dropout": 0.1}
+    undisturbed = changed(job, **settings, output=str(tmp_path / "undisturbed" / "version"))
+    run_training(undisturbed, type(events)())
+    stopped = changed(job, **settings, output=str(tmp_path / "stopped" / "version"))
+    in_the_way = stopped.checkpoints / ".step-4.partial"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("where the checkpoint is to be written")
+    with pytest.raises(SyscallError, match="the one before is kept") as failed:
+        run_training(stopped, events)
+    assert (failed.value.code, failed.value.fields["step"]) == ("storage", 4)
+    in_the_way.unlink()
+    again = type(events)()
+    run_training(stopped, again)
+    assert again.of("resumed")[0]["step"] == 2
+    weights = [
+        (Path(one.output) / "adapter_model.safetensors").read_bytes()
+        for one in (undisturbed, stopped)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint(
+    job: TrainJob, events: Any
+) -> None:
+    diverging = changed(job, learning_rate=1e30, checkpoint_steps=1, eval_share=0.0)
+    with pytest.raises(SyscallError, match="training stopped at step") as stopped:
+        run_training(diverging, events)
+    assert stopped.value.code == "failed"
+    kept = events.of("checkpoint")
+    assert kept
+    assert Path(kept[-1]["path"]).exists()
+
+
 def test_patience_ends_a_run_whose_scores_do_not_get_better(job: TrainJob, events: Any) -> None:
     run_training(changed(job, learning_rate=0.3, patience=2, eval_steps=1), events)
     steps = len(events.of("progress"))
