@@ -91,6 +91,7 @@ class _Loop:
 
     async def run(self) -> Ending:
         """Rounds until the plan ends them; returns why."""
+        begun_s: float | None = None
         try:
             await self._measure(self.record.in_use, self.record.rounds)
             while True:
@@ -99,6 +100,9 @@ class _Loop:
                     return "rounds"
                 if self.record.discarded >= self.plan.patience:
                     return "patience"
+                if begun_s is not None:
+                    await self.os.sleep(max(0.0, begun_s + self.plan.every_s - time.monotonic()))
+                begun_s = time.monotonic()
                 await self._round(self.record.rounds + 1)
         except Spent as spent:
             return spent.why
@@ -132,7 +136,6 @@ class _Loop:
 
     async def _round(self, number: int) -> None:
         """Whatever of a round is not in the record yet."""
-        started = time.monotonic()
         collected = self.record.collected(number) or await self._collect(number)
         if collected.untrained_rows < self.plan.min_rows:
             await self.note(Judged(round=number, verdict="too_little_data"))
@@ -140,9 +143,6 @@ class _Loop:
             self._check_budget()
             trained = self.record.trained(number) or await self._train(number)
             await self._judge(number, trained)
-        wait_s = self.plan.every_s - (time.monotonic() - started)
-        if wait_s > 0:
-            await self.os.sleep(wait_s)
 
     async def _collect(self, number: int) -> Collected:
         """Let the agent try new tasks, and keep what was right."""

@@ -18,6 +18,7 @@ import pytest
 from llmos.agents.handle import OS
 from llmos.agents.learn_plan import make_plan
 from llmos.agents.learner import learner
+from llmos.kernel.clock import Timer, VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.syscalls import calls
 from llmos.syscalls.errors import SyscallError
@@ -259,6 +260,35 @@ def test_it_learns_from_what_other_agents_did_well(
     assert [row["task"] for row in rows] == ["question 1", "question 3", "question 5"]
     assert rows[0]["messages"][-1]["content"] == "answer to question 1"
     assert all(one["split"] == "dev" for one in run.world.practised)
+
+
+class Impatient(VirtualClock):
+    """A clock on which every sleep is over at once; it notes how long they were to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sleeps: list[float] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        self.sleeps.append(seconds)
+        asyncio.get_running_loop().call_soon(callback)
+        return super().call_later(seconds, lambda: None)
+
+
+def test_rounds_begin_no_nearer_than_the_schedule_says(
+    loop: Callable[..., Loop], boot_agents: Boot
+) -> None:
+    run = loop(**names(v_1=0.5, v_2=1.0))
+    clock = Impatient()
+
+    async def main() -> Any:
+        async with boot_agents(clock=clock) as kernel:
+            pid = await run.start(kernel, rounds=2, every_s=3600.0)
+            return await kernel.os.result(pid)
+
+    assert asyncio.run(main())["rounds"] == 2
+    (between,) = (seconds for seconds in clock.sleeps if seconds > 1000)
+    assert between <= 3600
 
 
 def test_it_ends_when_nothing_gets_better(loop: Callable[..., Loop]) -> None:
