@@ -83,7 +83,11 @@ async def dispatch(kernel: Kernel, process: Process, any_call: c.Call[Any]) -> V
         case c.ModelRollback():
             return await kernel.release.rollback(call)
         case c.ModelDelete():
-            return await kernel.release.delete(call)
+            prompted = kernel.prompting.version(call.name)
+            deleted = await kernel.release.delete(call)
+            if prompted is not None and prompted.name == call.name:
+                await kernel.prompting.forget(prompted)
+            return deleted
         case c.ModelExport():
             return await kernel.release.export(process, call)
         case c.TraceConsent():

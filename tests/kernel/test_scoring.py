@@ -286,6 +286,19 @@ def test_a_prompt_version_labels_by_what_is_nearest(scene: Any) -> None:
     scene(body)
 
 
+def test_the_examples_of_a_prompt_version_are_deleted_with_it(scene: Any) -> None:
+    async def body(kernel: Kernel) -> None:
+        job = await kernel.os.finetune(
+            LENGTHS, "few", method="prompt", objective="classify", eval_share=0
+        )
+        await kernel.os.result(job)
+        assert (await kernel.os.memory_stat()).items == 4
+        await kernel.os.model_delete("few")
+        assert (await kernel.os.memory_stat()).items == 0
+
+    scene(body)
+
+
 def test_without_shots_nothing_is_kept_and_all_labels_are_choices(scene: Any) -> None:
     async def body(kernel: Kernel) -> None:
         job = await kernel.os.finetune(
