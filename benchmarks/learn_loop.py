@@ -89,10 +89,10 @@ async def run(folder: Path, plan: Mapping[str, Any], test_tasks: int) -> dict[st
         pid = await kernel.os.spawn("learner", str(folder / "loop"), **plan)
         learned: Any = await kernel.os.result(pid)
         await test(kernel, "after")
-    return {**found, "learned": learned, "rounds": _rounds(folder / "loop" / "loop.jsonl")}
+    return {**found, "learned": learned, "rounds": rounds_of(folder / "loop" / "loop.jsonl")}
 
 
-def _rounds(record: Path) -> list[dict[str, Any]]:
+def rounds_of(record: Path) -> list[dict[str, Any]]:
     """What each round did, from the loop's record."""
     rounds: dict[int, dict[str, Any]] = {}
     for line in record.read_text().splitlines():
