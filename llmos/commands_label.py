@@ -15,6 +15,8 @@ from llmos.logs import log_to_file
 from llmos.tables import console, text_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llmos.agents.handle import OS
     from llmos.config import Config
     from llmos.syscalls.learning_results import Classified, Tagged
@@ -35,12 +37,7 @@ def classify_texts(
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
         return exits.OK
-    rows = [
-        (one.label, f"{one.probability:.3f}", "" if place else text)
-        for text, labels in zip(texts, found.labels, strict=True)
-        for place, one in enumerate(labels)
-    ]
-    console().print(text_table(("label", "probability", "text"), rows))
+    console().print(label_table(texts, found))
     return exits.OK
 
 
@@ -57,6 +54,22 @@ def tag_texts(
     if as_json:
         print(json.dumps(found.model_dump(mode="json"), ensure_ascii=False))
         return exits.OK
+    console().print(entity_table(found))
+    return exits.OK
+
+
+def label_table(texts: Sequence[str], found: Classified) -> Table:
+    """The labels of each text, the most likely first."""
+    rows = [
+        (one.label, f"{one.probability:.3f}", "" if place else text)
+        for text, labels in zip(texts, found.labels, strict=True)
+        for place, one in enumerate(labels)
+    ]
+    return text_table(("label", "probability", "text"), rows)
+
+
+def entity_table(found: Tagged) -> Table:
+    """The entities of all texts, and where they are."""
     rows = [
         (
             entity.text,
@@ -68,8 +81,7 @@ def tag_texts(
         for number, one in enumerate(found.texts, start=1)
         for entity in one.entities
     ]
-    console().print(text_table(("entity", "label", "text", "characters", "score"), rows))
-    return exits.OK
+    return text_table(("entity", "label", "text", "characters", "score"), rows)
 
 
 def _asked(config: Config, ask: Callable[[OS], Awaitable[R]]) -> R:

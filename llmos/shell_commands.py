@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmos import context_picture, live, tables
 from llmos.arguments import usage
+from llmos.commands_label import entity_table, label_table
 from llmos.exits import UsageError
 from llmos.jobs import OK, Job, Jobs, describe, show_outcome
 from llmos.shell_learning import ShellLearning
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from llmos.syscalls.results import ContextInfo
 
 TRACE_FILE = "llmos-trace.json"
+_SHOWN_LABELS = 3
 _SIGNALS: Mapping[str, SignalName] = {name: name for name in get_args(SignalName)}
 _SIGNAL_NUMBERS: Mapping[str, SignalName] = {"9": "KILL", "15": "TERM", "18": "CONT", "19": "STOP"}
 
@@ -73,6 +75,10 @@ class ShellCommands:
                 self._mem,
             ),
             "models": Command("models", "models and adapters", "none", self._models),
+            "classify": Command(
+                "classify MODEL TEXT...", "label a text by a task model", "none", self._classify
+            ),
+            "tag": Command("tag MODEL TEXT...", "entities in a text", "none", self._tag),
             "devices": Command("devices", "devices and what runs on them", "none", self._devices),
             "tools": Command("tools", "tools that agents may call", "none", self._tools),
             "trace": Command(
@@ -221,6 +227,22 @@ class ShellCommands:
         models = await self._os.model_list()
         self._print(tables.model_table(models, default=self._kernel.settings.default_model))
         return OK
+
+    async def _classify(self, words: Sequence[str]) -> int:
+        model, text = self._model_and_text("classify", words)
+        found = await self._os.classify(text, model, top_k=_SHOWN_LABELS)
+        self._print(label_table([text], found))
+        return OK
+
+    async def _tag(self, words: Sequence[str]) -> int:
+        model, text = self._model_and_text("tag", words)
+        self._print(entity_table(await self._os.tag(text, model)))
+        return OK
+
+    def _model_and_text(self, name: str, words: Sequence[str]) -> tuple[str, str]:
+        if len(words) < 2:
+            raise UsageError(f"usage: {self.table[name].usage}")
+        return words[0], " ".join(words[1:])
 
     async def _devices(self, words: Sequence[str]) -> int:
         self._expect("devices", words, at_most=0)

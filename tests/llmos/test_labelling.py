@@ -171,6 +171,14 @@ def test_texts_of_the_command_line_and_of_standard_input_are_labelled() -> None:
 
 
 @pytest.mark.usefixtures("promoted")
+def test_the_shell_has_the_words_too() -> None:
+    shown = llmos("shell", "-c", "classify moods alas, again")
+    assert shown.exit_code == 0, shown.output
+    assert "sad" in shown.stdout and "alas, again" in shown.stdout
+    assert "usage: tag MODEL TEXT..." in llmos("shell", "-c", "tag moods").output
+
+
+@pytest.mark.usefixtures("promoted")
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
     [
