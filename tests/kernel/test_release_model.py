@@ -15,7 +15,6 @@ from llmos.drivers.contract import Feed, LanguageModel, ModelSpec
 from llmos.drivers.opening import DriverName, open_language_model
 from llmos.drivers.torch_weights import checkpoint
 from llmos.kernel.kernel import Kernel
-from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import GREEDY, Sampling
 from llmos.syscalls.results import ModelVersion
 
@@ -52,7 +51,6 @@ def config(tmp_path: Path) -> Config:
         home=tmp_path / "home",
         models={
             "cpp": ModelConfig(driver="llama_cpp", weights="F16", **sizes),
-            "torch": ModelConfig(driver="torch", dtype="float32", **sizes),
         },
         default_model="cpp",
     )
@@ -119,9 +117,8 @@ def add(kernel: Kernel, name: str, kind: str, path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["cpp", "torch"])
-def test_full_weights_are_exchanged_under_a_running_call(
-    adapter: Path, tmp_path: Path, model: str
+def test_full_weights_are_exchanged_under_a_running_call_of_llama_cpp(
+    adapter: Path, tmp_path: Path
 ) -> None:
     question = "Name a colour."
 
@@ -131,7 +128,7 @@ def test_full_weights_are_exchanged_under_a_running_call(
 
             async def said(adapter: str | None = None, tokens: int = 12) -> str:
                 answer = await os.generate(
-                    question, model=model, adapter=adapter, max_tokens=tokens, sampling=GREEDY
+                    question, adapter=adapter, max_tokens=tokens, sampling=GREEDY
                 )
                 return answer.text
 
@@ -150,31 +147,5 @@ def test_full_weights_are_exchanged_under_a_running_call(
             assert await long == alone
             await os.model_rollback("smollm2")
             assert await said() == before
-
-    asyncio.run(scenario())
-
-
-def test_an_adapter_of_another_kind_is_refused_with_what_to_do(
-    smollm2_path: Path, tmp_path: Path
-) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint(smollm2_path), dtype=torch.float32)
-    dora: Any = get_peft_model(
-        model, LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, layers_to_transform=[0])
-    )
-    dora.save_pretrained(tmp_path / "dora")
-
-    async def scenario() -> None:
-        async with llmos.boot(config(tmp_path)) as kernel:
-            add(kernel, "dora", "adapter", tmp_path / "dora")
-            await kernel.os.generate("Hi", model="torch", max_tokens=1)
-            with pytest.raises(SyscallError, match="use_dora") as problem:
-                await kernel.os.model_promote("dora")
-            assert "export" in problem.value.message
-            merged = await kernel.os.model_export("dora")
-            assert (Path(merged.path) / "model.safetensors").exists()
 
     asyncio.run(scenario())
