@@ -193,4 +193,4 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
         )
     encoder = open_encoder(job, device, [TaskHead("main", "embed", ())])
     task = ContrastTask(encoder)
-    return Built(encoder.network, task, task.save, rate(job), kind="task")
+    return Built(encoder.network, task, task.save, rate(job), is_joint=True, kind="task")

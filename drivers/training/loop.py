@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmos.drivers.length_batches import BATCH_TOKENS
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.methods import parameter_groups
-from llmos.drivers.training.order import Order, micro_batches, planned_steps
+from llmos.drivers.training.order import Order, PieceSize, micro_batches, planned_steps
 from llmos.drivers.training.task import Built, Item
 from llmos.syscalls.errors import SyscallError
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 CLIP_NORM = 1.0
+PIECES = {
+    "cpu": PieceSize(BATCH_TOKENS["cpu"], 256),
+    "cuda": PieceSize(BATCH_TOKENS["cuda"], 16_384),
+}
 
 
 class Step(NamedTuple):
@@ -164,13 +168,7 @@ class Run:
 
     def _add_up(self, items: Sequence[Item]) -> _Summed:
         loss, weight, padded = 0.0, 0.0, 0
-        kind = self._device.partition(":")[0]
-        for piece in micro_batches(
-            items,
-            rows=self.micro_batch,
-            tokens=BATCH_TOKENS.get(kind, BATCH_TOKENS["cpu"]),
-            is_packed=self._built.is_packed,
-        ):
+        for piece in self._cut(items):
             summed, count = self._built.task.loss(self._built.model, piece)
             summed.backward()
             loss += summed.item()
@@ -179,6 +177,18 @@ class Run:
                 longest = max(len(item.tokens) for item in piece)
                 padded += sum(longest - len(item.tokens) for item in piece)
         return _Summed(loss, weight, padded)
+
+    def _cut(self, items: Sequence[Item]) -> list[list[Item]]:
+        """A batch's micro-batches."""
+        if self._built.is_joint:
+            rows = self.micro_batch
+            return [list(items[first : first + rows]) for first in range(0, len(items), rows)]
+        return micro_batches(
+            items,
+            rows=self.micro_batch,
+            size=PIECES[self._device.partition(":")[0]],
+            is_packed=self._built.is_packed,
+        )
 
     def _make_smaller(self, items: Sequence[Item], problem: Exception) -> None:
         import torch

@@ -9,8 +9,21 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from llmos.drivers.training.task import Item
+
+# How much longer than the shortest row of a padded piece its longest may be.
+_ALIKE = 1.25
+
+
+class PieceSize(NamedTuple):
+    """Tokens of one forward and backward pass: the most that a device computes well, and how many
+    are enough to keep it busy.
+    """
+
+    most: int
+    enough: int
 
 
 class Order:
@@ -84,20 +97,24 @@ def planned_steps(per_epoch: int, *, epochs: float, max_steps: int | None) -> in
 
 
 def micro_batches(
-    items: Sequence[Item], *, rows: int, tokens: int, is_packed: bool
+    items: Sequence[Item], *, rows: int, size: PieceSize, is_packed: bool
 ) -> list[list[Item]]:
-    """A batch cut into pieces of at most `rows` items and `tokens` tokens, padding included.
+    """A batch cut into pieces of at most `rows` items and `size.most` tokens, padding included.
 
-    Items of like length share a piece, so that little is padded. An item that is longer than
-    `tokens` is a piece of its own.
+    Items of like length share a piece, so that little is padded: one that is much longer than the
+    piece's first begins another, once the piece has `size.enough` tokens. An item that is longer
+    than `size.most` is a piece of its own.
     """
     pieces: list[list[Item]] = []
     held = 0
     for item in sorted(items, key=lambda item: len(item.tokens)):
         length = len(item.tokens)
-        width = held + length if is_packed else (len(pieces[-1]) + 1 if pieces else 1) * length
-        if pieces and len(pieces[-1]) < rows and width <= tokens:
-            pieces[-1].append(item)
+        piece = pieces[-1] if pieces else []
+        width = held + length if is_packed else (len(piece) + 1) * length
+        shortest = len(piece[0].tokens) if piece else length
+        is_alike = is_packed or held < size.enough or length <= _ALIKE * shortest
+        if piece and len(piece) < rows and width <= size.most and is_alike:
+            piece.append(item)
             held += length
         else:
             pieces.append([item])

@@ -87,7 +87,8 @@ class Built(NamedTuple):
     `save` writes the files of the trained version into an empty folder. `rate` is the peak of the
     learning rate where the job names none. `shares` is how much of an epoch each task of a mixture
     gets (they add up to 1); None is as much as it has rows. `is_packed` says that a batch is
-    computed without padding. `kind` is what the registry calls a version of what `save` writes.
+    computed without padding, `is_joint` that an item's loss depends on those beside it, so that a
+    batch is cut by `micro_batch` alone. `kind` is what the registry calls a version of these files.
     """
 
     model: Any
@@ -96,4 +97,5 @@ class Built(NamedTuple):
     rate: float
     shares: Mapping[str, float] | None = None
     is_packed: bool = False
+    is_joint: bool = False
     kind: Literal["adapter", "task", "full"] = "adapter"

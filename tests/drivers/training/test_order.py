@@ -6,7 +6,7 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.drivers.training.order import Order, micro_batches, planned_steps
+from llmos.drivers.training.order import Order, PieceSize, micro_batches, planned_steps
 from llmos.drivers.training.task import Item
 
 
@@ -56,21 +56,30 @@ def test_a_mixture_gives_each_task_its_share_and_repeats_no_item_early(
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     rows=st.integers(1, 8),
-    tokens=st.integers(1, 64),
+    most=st.integers(1, 64),
+    enough=st.integers(0, 64),
     is_packed=st.booleans(),
 )
 def test_micro_batches_lose_nothing_and_stay_within_rows_and_tokens(
-    lengths: list[int], rows: int, tokens: int, is_packed: bool
+    lengths: list[int], rows: int, most: int, enough: int, is_packed: bool
 ) -> None:
     batch = [Item((0,) * length, None, str(n)) for n, length in enumerate(lengths)]
-    pieces = micro_batches(batch, rows=rows, tokens=tokens, is_packed=is_packed)
+    pieces = micro_batches(batch, rows=rows, size=PieceSize(most, enough), is_packed=is_packed)
     assert sorted(item.origin for piece in pieces for item in piece) == sorted(
         item.origin for item in batch
     )
     for piece in pieces:
         found = [len(item.tokens) for item in piece]
         computed = sum(found) if is_packed else max(found) * len(found)
-        assert len(piece) == 1 or (len(piece) <= rows and computed <= tokens)
+        assert len(piece) == 1 or (len(piece) <= rows and computed <= most)
+
+
+def test_a_row_that_is_much_longer_begins_a_piece_unless_the_one_before_is_too_small() -> None:
+    batch = [Item((0,) * length, None, str(length)) for length in (40, 10, 11, 12, 13)]
+    few = micro_batches(batch, rows=9, size=PieceSize(500, 200), is_packed=False)
+    assert [len(piece) for piece in few] == [5]
+    many = micro_batches(batch, rows=9, size=PieceSize(500, 20), is_packed=False)
+    assert [[len(item.tokens) for item in piece] for piece in many] == [[10, 11, 12], [13, 40]]
 
 
 def test_steps_are_the_epochs_batches_rounded_up_and_capped() -> None:
