@@ -250,7 +250,7 @@ class ListIndex:
             return False
         ids: Ids = np.concatenate(held)
         there = np.count_nonzero(allowed.has(ids))
-        return there * len(self) < _FAR_LESS * len(ids) * allowed.count
+        return bool(there * len(self) < _FAR_LESS * len(ids) * allowed.count)
 
     def _search(self, unit: Matrix, k: int, probes: int, allowed: Allowed | None) -> Found:
         faiss = faiss_library()
