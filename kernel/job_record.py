@@ -16,6 +16,7 @@ from llmos.syscalls.values import JsonObject
 
 OnProgress = Callable[[JsonObject], None]
 
+CURVE_POINTS = 200  # of a training's losses that its version keeps
 KEPT_EVENTS = ("progress", "eval")  # of an earlier worker of the same job
 
 
@@ -25,6 +26,7 @@ class JobRecord:
 
     on_progress: OnProgress
     losses: dict[int, float] = field(default_factory=dict[int, float])
+    held_out: dict[int, float] = field(default_factory=dict[int, float])  # loss by step
     evals: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])
     last: dict[str, JsonObject] = field(default_factory=dict[str, JsonObject])  # by event
     rows: list[JsonObject] = field(default_factory=list[JsonObject])  # each row's origin and loss
@@ -41,6 +43,8 @@ class JobRecord:
                 self.losses[event["step"]] = event["loss"]
             case "eval":
                 self.evals[event["when"]] = event
+                if isinstance(step := event.get("step"), int) and event.get("loss") is not None:
+                    self.held_out[step] = event["loss"]
             case "rows":
                 self.rows += event["rows"]
             case kind:
@@ -77,6 +81,13 @@ class JobRecord:
             scores = self.evals[when]["metrics"] if when in self.evals else {}
             found |= {prefix + name: value for name, value in scores.items() if name != "tokens"}
         return {name: value for name, value in found.items() if value is not None}
+
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Loss by step in training, thinned to `CURVE_POINTS`, and on the held-out rows."""
+        training = sorted(self.losses.items())
+        thinned = training[:: max(1, math.ceil(len(training) / CURVE_POINTS))]
+        found = {"training": thinned, "held out": sorted(self.held_out.items())}
+        return {name: points for name, points in found.items() if points}
 
     def trained(self, version: ModelVersion) -> Trained:
         done = self.last["done"]

@@ -361,6 +361,7 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
             "code": code_version(),
             "steps": record.last["done"]["steps"],
             "best_step": record.last["done"]["best_step"],
+            "curves": record.curves(),
         },
     )
 

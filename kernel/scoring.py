@@ -383,7 +383,9 @@ def _kept(folder: Path, evaluated: Evaluated, measured: Sequence[_Measured]) -> 
         folder.mkdir(parents=True)
         for number, one in enumerate(measured):
             metrics.write_predictions(folder / f"predictions-{number}.jsonl", one.predictions)
-        return write_report(folder, evaluated)
+        version = measured[0].target.version
+        curves: JsonObject = {} if version is None else version.card.get("curves", {})
+        return write_report(folder, evaluated, curves=curves)
     except OSError as problem:
         shutil.rmtree(folder, ignore_errors=True)
         raise SyscallError(

@@ -138,7 +138,10 @@ def scene(boot_kernel: Any, tmp_path: Path) -> Callable[[Body], Any]:
                             kind="task",
                             base="letters",
                             path=str(folder),
-                            card={"objective": objective},
+                            card={
+                                "objective": objective,
+                                "curves": {"training": [[1, 2.0], [2, 1.0]]},
+                            },
                         )
                     )
                 return await body(kernel)
@@ -210,6 +213,7 @@ def test_models_are_compared_on_the_same_rows_and_the_report_says_so(
     page = Path(found.report)
     assert page.parent.parent == tmp_path / "evaluations"
     assert "On the same rows" in page.read_text(encoding="utf-8")
+    assert page.with_name("learning-curve.svg").is_file()
     assert [one.said for one in read_predictions(page.with_name("predictions-1.jsonl"))] == [
         "short",
         "short",
