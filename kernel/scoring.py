@@ -88,7 +88,7 @@ class Scoring:
         Raises: SyscallError: "unknown_model", "invalid" for rows or labels that do not fit, and as
         the calls that serve the model do.
         """
-        target = self._targets.of(call.model, call.adapter)
+        target = self._targets.of(call.model or self._encoder(call), call.adapter)
         objective = call.objective or target.objective
         others = [self._targets.of(name) for name in call.against]
         rows: Sequence[Row] = ()
@@ -104,6 +104,13 @@ class Scoring:
             path = await asyncio.to_thread(_kept, folder, evaluated, measured)
             evaluated = evaluated.model_copy(update={"report": str(path)})
         return evaluated
+
+    def _encoder(self, call: calls.Evaluate) -> str | None:
+        """What is meant where no model is named and texts are to be embedded."""
+        embedding = self._settings.embedding
+        if call.objective != "embed" or call.adapter is not None or embedding is None:
+            return None
+        return embedding.name
 
     # --- what it says -----------------------------------------------------------------------------
 
@@ -272,6 +279,12 @@ class Scoring:
         self, process: Process, call: calls.Evaluate, target: Target, objective: str
     ) -> _Measured:
         """What a worker measures; of a decoder each row's loss, so that there are intervals."""
+        if call.max_rows is not None:
+            raise SyscallError(
+                "invalid",
+                f"max_rows: {objective} is measured on all rows; give fewer",
+                field="max_rows",
+            )
         if target.kind == "prompt":
             raise SyscallError(
                 "invalid",

@@ -17,7 +17,7 @@ from llmos.syscalls.learning_results import ModelVersion
 class Target(NamedTuple):
     """What is meant: a configured model, alone or with a version; `name` is what people say.
 
-    `model` generates; None for a task model, which answers alone.
+    `model` generates; None for a task model or an encoder, which answer alone.
     """
 
     name: str
@@ -63,6 +63,8 @@ class Targets:
             raise SyscallError("unknown_model", "no model is named and none is the default")
         if name in models or name in self._settings.classes:
             return Target(name, name, None)
+        if self._settings.embedding is not None and name == self._settings.embedding.name:
+            return Target(name, None, None)
         for setting in models.values():
             if setting.base == name:
                 return Target(name, setting.name, None)

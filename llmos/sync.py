@@ -78,6 +78,8 @@ class Kernel:
     embed = _blocking(OS.embed)
     classify = _blocking(OS.classify)
     tag = _blocking(OS.tag)
+    evaluate = _blocking(OS.evaluate)
+    search = _blocking(OS.search)
     model_list = _blocking(OS.model_list)
     model_lineage = _blocking(OS.model_lineage)
     model_promote = _blocking(OS.model_promote)

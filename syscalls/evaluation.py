@@ -29,11 +29,12 @@ class Evaluate(Call[r.Evaluated]):
     prefer, embed        as training measures them
 
     None is what the version was made for, "instruct" for others. A decoder classifies by generating
-    one of the `labels` (None: those of the rows) after `instruction`, cut to `max_tokens`.
+    one of the `labels` (None: those of the rows) after `instruction`.
+    Answers are cut to `max_tokens`.
 
     `against` are other models measured on the same rows, and compared row by row. `max_rows` takes
-    so many rows, drawn by the seed. `task` is one of a multi-task version. With `report` pages with
-    tables and pictures are written.
+    so many rows, drawn by the seed, where no worker measures. `task` is one of a multi-task
+    version. With `report` pages with tables and pictures are written.
     """
 
     op: Literal["evaluate"] = "evaluate"

@@ -244,6 +244,7 @@ def test_rows_of_a_file_are_drawn_by_the_seed(scene: Any, tmp_path: Path) -> Non
         ({"data": [{"text": "a", "label": "medium"}], "model": "t"}, "does not know the label"),
         ({"data": [], "model": "t"}, "data: there are no rows"),
         ({"data": LENGTHS, "model": "nobody"}, "no version nobody"),
+        ({"data": LENGTHS, "model": "m", "max_rows": 1}, "is measured on all rows"),
         ({"data": NAMES, "model": "m", "objective": "tag"}, "entities are found by task models"),
         (
             {"data": LENGTHS, "model": "m", "objective": "classify", "labels": ("short",)},
