@@ -342,17 +342,15 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
     """The registry's entry: where its files are, how good it is, and from what it was made."""
     told = record.last["start"]
     counts = {key: value for key, value in told.items() if key not in ("event", "data_hashes")}
-    purposes = {job.data: "train", job.eval_data or "": "eval", job.test_data or "": "test"}
+    before = None if call.scratch is not None else start.base.name
     return ModelVersion(
         name=call.name,
         kind=told["kind"],
         base=start.base.name,
-        parent=start.base.name if start.parent is None else start.parent.name,
+        parent=before if start.parent is None else start.parent.name,
         path=job.output,
         metrics=record.metrics(),
-        data_hashes={
-            purposes.get(path, path): value for path, value in told["data_hashes"].items()
-        },
+        data_hashes=_by_purpose(job, told["data_hashes"]),
         card={
             "objective": call.objective,
             "method": call.method,
@@ -364,6 +362,12 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
             "curves": record.curves(),
         },
     )
+
+
+def _by_purpose(job: TrainJob, hashes: dict[str, str]) -> dict[str, str]:
+    """The hashes of a job's files by what each was for; those without a purpose by their path."""
+    purposes = {job.data: "train", job.eval_data: "eval", job.test_data: "test"}
+    return {purposes.get(path) or path: value for path, value in hashes.items()}
 
 
 def _measured_by(call: Evaluate) -> Objective:

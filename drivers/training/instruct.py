@@ -7,6 +7,7 @@ its turn. Whatever is cut or left out is named.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from llmos.drivers.rows.kinds import ChatRow
 from llmos.drivers.tool_text import write_answer
@@ -43,10 +44,14 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
 
 def built(decoder: Decoder, task: Task, job: TrainJob) -> Built:
     """What the worker trains, for a task on a decoder."""
+
+    def save(folder: Path) -> None:
+        save_decoder(decoder, job.method, folder)
+
     return Built(
         model=decoder.model,
         task=task,
-        save=lambda folder: save_decoder(decoder, job.method, folder),
+        save=save,
         rate=RATES[job.method],
         is_packed=decoder.is_packed,
         kind=kind_of(job.method),

@@ -368,6 +368,24 @@ def test_a_version_is_what_another_job_goes_on_from(jobs: LearnJobs, registry: R
     )
 
 
+def test_a_new_model_is_its_own_base_and_another_job_goes_on_from_it(jobs: LearnJobs) -> None:
+    texts = tuple(
+        {"text": f"the cat sat on the mat {n} times and then left. " * 3} for n in range(6)
+    )
+    settings = {"objective": "pretrain", "method": "full", "eval_share": 0.2, "data": texts}
+    scratch = {"vocabulary": 300, "width": 16, "layers": 1, "heads": 2}
+
+    async def run() -> list[Trained]:
+        call = Finetune(name="new", scratch=scratch, max_length_tokens=32, **settings)
+        new = await jobs.finetune(call, on_progress=lambda _: None)
+        more = Finetune(name="more", base="new", max_length_tokens=32, **settings)
+        return [new, await jobs.finetune(more, on_progress=lambda _: None)]
+
+    new, more = (trained.version for trained in asyncio.run(run()))
+    assert (new.kind, new.base, new.parent) == ("full", "new", None)
+    assert (more.kind, more.base, more.parent) == ("full", "new", "new")
+
+
 def test_a_card_has_what_it_takes_to_train_the_same_again(jobs: LearnJobs, tmp_path: Path) -> None:
     data = tmp_path / "parity.jsonl"
     data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
