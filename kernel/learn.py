@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from llmos.drivers.training import worker as training_worker
+from llmos.drivers.training.decoder import kind_of
 from llmos.drivers.training.job import EvaluateJob, TrainJob
 from llmos.drivers.training.methods import check_method
 from llmos.drivers.training.provenance import code_version
@@ -224,7 +225,7 @@ class LearnJobs:
             return _Start(Base(call.name, Path()), None)
         parent = next((one for one in self._registry.list() if one.name == call.base), None)
         if parent is None:
-            return _Start(self._resolve_base(call.base, call.objective), None)
+            return _Start(self._base(call.base, call.objective), None)
         if parent.kind not in ("adapter", "task", "full") or parent.base is None:
             raise SyscallError(
                 "invalid",
@@ -233,10 +234,20 @@ class LearnJobs:
                 field="base",
             )
         files = self._registry.load(parent.name)
-        if parent.base == parent.name:  # made from nothing: it is its own base
-            return _Start(Base(parent.name, files), parent.model_copy(update={"path": None}))
-        base = self._resolve_base(parent.base, call.objective)
+        if parent.kind == "full":
+            # What is trained beside its weights, and not into them, works on them alone.
+            is_beside = kind_of(call.method) == "adapter"
+            name = parent.name if is_beside else parent.base
+            return _Start(Base(name, files), parent.model_copy(update={"path": None}))
+        base = self._base(parent.base, call.objective)
         return _Start(base, parent.model_copy(update={"path": str(files)}))
+
+    def _base(self, name: str | None, objective: str) -> Base:
+        """The weights of this name: a version's that has all of them, else a base's."""
+        for version in self._registry.list():
+            if version.name == name and version.kind == "full":
+                return Base(version.name, self._registry.load(version.name))
+        return self._resolve_base(name, objective)
 
     def _prepare(self, call: Finetune, folder: JobFolder, start: _Start, nice: int) -> TrainJob:
         base, parent = start
@@ -283,7 +294,7 @@ class LearnJobs:
         objective = _measured_by(call)
         if call.adapter is not None:
             version = self._registry.get(call.adapter)
-            base = self._resolve_base(call.model or version.base, objective)
+            base = self._base(call.model or version.base, objective)
         else:
             known = (one for one in self._registry.list() if one.name == call.model)
             version = next(known, None)
@@ -292,7 +303,7 @@ class LearnJobs:
             files = self._registry.load(version.name)
             if version.kind == "full":
                 return _Start(Base(version.base or version.name, files), None)
-            base = self._resolve_base(version.base, objective)
+            base = self._base(version.base, objective)
         if version.base != base.name:
             raise SyscallError(
                 "invalid",

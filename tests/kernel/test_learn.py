@@ -379,11 +379,17 @@ def test_a_new_model_is_its_own_base_and_another_job_goes_on_from_it(jobs: Learn
         call = Finetune(name="new", scratch=scratch, max_length_tokens=32, **settings)
         new = await jobs.finetune(call, on_progress=lambda _: None)
         more = Finetune(name="more", base="new", max_length_tokens=32, **settings)
-        return [new, await jobs.finetune(more, on_progress=lambda _: None)]
+        trained = [new, await jobs.finetune(more, on_progress=lambda _: None)]
+        beside = more.model_copy(update={"name": "beside", "base": "more", "method": "lora"})
+        trained.append(await jobs.finetune(beside, on_progress=lambda _: None))
+        scored = await jobs.evaluate(Evaluate(data=texts, objective="pretrain", adapter="beside"))
+        assert scored.loss is not None
+        return trained
 
-    new, more = (trained.version for trained in asyncio.run(run()))
+    new, more, beside = (trained.version for trained in asyncio.run(run()))
     assert (new.kind, new.base, new.parent) == ("full", "new", None)
     assert (more.kind, more.base, more.parent) == ("full", "new", "new")
+    assert (beside.kind, beside.base, beside.parent) == ("adapter", "more", "more")
 
 
 def test_a_card_has_what_it_takes_to_train_the_same_again(jobs: LearnJobs, tmp_path: Path) -> None:
