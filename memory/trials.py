@@ -106,7 +106,8 @@ class Trials:
         with self._errors(), _quiet():
             if self._left:
                 frozen = self._left.pop(0)
-                trial = optuna.trial.Trial(self._study, frozen._trial_id)
+                # The one way by which optuna hands out a trial again.
+                trial = optuna.trial.Trial(self._study, frozen._trial_id)  # pyright: ignore[reportPrivateUsage]
             else:
                 trial = self._study.ask(self._space)
             self._open[trial.number] = trial

@@ -75,7 +75,11 @@ def ratio_of(parts: Sequence[float] | Sequence[bool], wholes: Sequence[float]) -
     if not len(parts):
         raise SyscallError("invalid", "data: there are no rows to measure", field="data")
     rows = np.column_stack((np.asarray(parts, float), np.asarray(wholes, float)))
-    return Measure(rows, lambda sums: divided(sums[:, 0], sums[:, 1]))
+
+    def figure(sums: Array) -> Array:
+        return divided(sums[:, 0], sums[:, 1])
+
+    return Measure(rows, figure)
 
 
 def interval(

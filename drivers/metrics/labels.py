@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmos.drivers.metrics.bootstrap import Array, Measure, divided, mean_of
 from llmos.syscalls.errors import SyscallError
@@ -57,12 +57,13 @@ def score_labels(
     _check_lengths(truth, predicted)
     seen = {*truth, *predicted}
     order = (*dict.fromkeys(labels), *sorted(seen - set(labels)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=order, average=None, zero_division=0
+    nothing: Any = 0  # what a class without rows scores
+    columns: Any = precision_recall_fscore_support(  # one array a figure, by class
+        truth, predicted, labels=order, average=None, zero_division=nothing
     )
     classes = tuple(
         ClassScore(label, float(p), float(r), float(f), int(rows))
-        for label, p, r, f, rows in zip(order, precision, recall, f1, support, strict=True)
+        for label, p, r, f, rows in zip(order, *columns, strict=True)
     )
     occurring = [score.f1 for score in classes if score.label in seen]
     pairs = Counter(zip(truth, predicted, strict=True))

@@ -17,7 +17,7 @@ from llmos.syscalls.evaluation_results import Table
 _MAIN, _PALE, _LINE = "#1f6f8b", "#b8c4cc", "#c2452d"
 _NUMBERED_CLASSES = 16  # a larger matrix has colours alone: numbers would be unreadable
 _NAMED_CLASSES = 40
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # names of matplotlib's settings
     "svg.fonttype": "none",
     "svg.hashsalt": "llmos",
     "font.family": "sans-serif",
@@ -159,10 +159,10 @@ def _heat(
     return saved[0]
 
 
-def _colours(count: int) -> list[str]:
+def _colours(count: int) -> list[Any]:
     from matplotlib import colormaps
 
-    known = [_MAIN, _LINE, _PALE]
+    known: list[Any] = [_MAIN, _LINE, _PALE]
     if count <= len(known):
         return known[:count]
     return [colormaps["tab20"](place % 20) for place in range(count)]
