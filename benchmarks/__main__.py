@@ -21,8 +21,9 @@ from benchmarks import pages
 from benchmarks.form import show
 
 FOLDER = Path(__file__).parent
-# Minutes of load that measure no speed, and peers that take an hour to load a million vectors.
-LONG = {"soak", "store_filter", "store_search"}
+# Minutes of load that measure no speed, peers that take an hour to load a million vectors, and
+# models that are trained many times to see how good they get.
+LONG = {"continual", "intent", "ner", "soak", "store_filter", "store_search"}
 TAKE_SERVER = {"agents", "throughput"}
 
 

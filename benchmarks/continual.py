@@ -35,7 +35,6 @@ BUFFER = 385  # rows that replay may keep, of all steps: five a class
 SHARED: Mapping[str, Any] = {
     "objective": "classify",
     "batch_size": 32,
-    "micro_batch": 16,
     "max_length_tokens": 96,
     "dropout": 0.1,
     "weight_decay": 0.01,

@@ -51,14 +51,12 @@ FEW: Mapping[str, Any] = {
     "learning_rate": 3e-4,
     "layer_decay": 0.9,
     "batch_size": 32,
-    "micro_batch": 16,
 }
 ALL: Mapping[str, Any] = {
     "epochs": 4.0,
     "learning_rate": 4e-4,
     "layer_decay": 0.9,
     "batch_size": 64,
-    "micro_batch": 32,
 }
 
 

@@ -25,7 +25,6 @@ SEEDS = (0, 1, 2)
 SHARED: Mapping[str, Any] = {
     "objective": "tag",
     "batch_size": 32,
-    "micro_batch": 16,
     "max_length_tokens": 128,
     "dropout": 0.1,
     "weight_decay": 0.01,

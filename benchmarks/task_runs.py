@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ def train(rows: Sequence[Any], *, state: Path | None = None, **settings: Any) ->
     What was reached is kept in the file `state` now and then: a run that was cut short goes on from
     there. Raises: SyscallError.
     """
+    import torch
+
+    torch.set_num_threads(_spare_cores())
     job = TrainJob.model_validate(
         {"base": encoder_folder(), "base_name": ENCODER, "output": "", **settings}
     )
@@ -67,6 +71,11 @@ def train(rows: Sequence[Any], *, state: Path | None = None, **settings: Any) ->
     if state is not None:
         state.unlink(missing_ok=True)
     return Trained(built, run.steps, before_s + time.perf_counter() - started)
+
+
+def _spare_cores() -> int:
+    """Cores without other work, one at least: two threads of which one waits for its core crawl."""
+    return max(1, round(len(os.sched_getaffinity(0)) - os.getloadavg()[0]))
 
 
 def _save(run: Run, state: Path, seconds: float) -> None:
