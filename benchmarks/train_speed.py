@@ -21,10 +21,12 @@ import itertools
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +146,7 @@ def trainer_side(
                     per_device_train_batch_size=shape.batch_size,
                     max_steps=shape.steps + 1,
                     learning_rate=shape.learning_rate,
-                    warmup_ratio=0.05,
+                    warmup_steps=1,
                     max_grad_norm=1.0,
                     seed=SEED,
                     save_strategy="no",
@@ -158,7 +160,8 @@ def trainer_side(
                 data_collator=collate,
                 callbacks=[clock],
             )
-            trainer.train()
+            with redirect_stdout(sys.stderr):
+                trainer.train()
         measured = collate.batches[1 : shape.steps + 1]
         return Pace(
             sum(tokens for tokens, _ in measured),
