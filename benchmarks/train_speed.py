@@ -178,8 +178,12 @@ def adapted(model: Any, task_type: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(SEED)
+    linear: Any = {
+        "CAUSAL_LM": "all-linear",
+        "TOKEN_CLS": ["query", "key", "value", "dense"],  # all but the new head
+    }
     settings = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type=task_type
+        r=RANK, lora_alpha=2 * RANK, target_modules=linear[task_type], task_type=task_type
     )
     return get_peft_model(model, settings)
 
