@@ -1,6 +1,6 @@
 """What a bank's customer wants: an encoder learns 77 intents from ten examples of each.
 
-About a minute of training; then the same system answers by the new model.
+A short course; then the same system answers by the new model.
 Run: .venv/bin/python examples/intents.py [QUESTION...]
 """
 
