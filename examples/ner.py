@@ -1,6 +1,7 @@
 """Names in noisy text: an encoder learns to tag them while the system runs, and tags at once.
 
-A short course on WNUT17, a few hundred sentences: not enough to be good at it. `benchmarks/ner.py` trains to the end.
+A short course on WNUT17, a few hundred sentences: not enough to be good at it. `benchmarks/ner.py`
+trains to the end.
 Run: .venv/bin/python examples/ner.py [SENTENCE...]
 """
 

@@ -95,7 +95,8 @@ class ClassifyTask:
     def begin(self, items: Sequence[Item]) -> None:
         """Give new labels their first weights: each class's mean vector, as seen from their middle.
 
-        Training then begins where the nearest mean is, not at random. Labels that the head learnt before keep their weights.
+        Training then begins where the nearest mean is, not at random. Labels that the head learnt
+        before keep their weights.
         """
         import torch
 
