@@ -72,6 +72,7 @@ class Trials:
         self._path = path
         self._space = {name: _distribution(values) for name, values in space.items()}
         self._open: dict[int, Any] = {}
+        self._noted: dict[int, set[int]] = {}  # steps of each open trial that have a value
         with self._errors(), _quiet():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
@@ -104,20 +105,26 @@ class Trials:
         import optuna
 
         with self._errors(), _quiet():
-            if self._left:
-                frozen = self._left.pop(0)
+            frozen = self._left.pop(0) if self._left else None
+            if frozen is not None:
                 # The one way by which optuna hands out a trial again.
                 trial = optuna.trial.Trial(self._study, frozen._trial_id)  # pyright: ignore[reportPrivateUsage]
             else:
                 trial = self._study.ask(self._space)
             self._open[trial.number] = trial
+            self._noted[trial.number] = set(frozen.intermediate_values) if frozen else set()
             return trial.number, _settings(trial.params, self._space)
 
     def is_hopeless(self, number: int, step: int, value: float) -> bool:
-        """Note a trial's metric at a step, and say whether it is to be given up."""
+        """Note a trial's metric at a step, and say whether it is to be given up.
+
+        The first value of a step stays: a trial that goes on comes by steps that it took before.
+        """
         with self._errors(), _quiet():
             trial = self._open[number]
-            trial.report(value, step)
+            if step not in self._noted[number]:
+                self._noted[number].add(step)
+                trial.report(value, step)
             return bool(trial.should_prune())
 
     def finish(self, number: int, value: float) -> None:

@@ -64,10 +64,13 @@ def test_a_trial_under_way_at_a_crash_is_handed_out_again(opened: Callable[..., 
     number, _ = trials.ask()
     trials.finish(number, 1.0)
     lost, settings = trials.ask()
+    trials.is_hopeless(lost, 1, 3.0)
     trials.close()
 
     again = opened()
     assert again.ask() == (lost, settings)
+    again.is_hopeless(lost, 1, 3.0)  # it comes by this step again
+    again.is_hopeless(lost, 2, 2.0)
     again.finish(lost, 0.5)
     assert [one.value for one in again.finished()] == [1.0, 0.5]
     new, other = again.ask()
