@@ -223,9 +223,11 @@ class LearnJobs:
                     field="scratch",
                 )
             return _Start(Base(call.name, Path()), None)
+        # The tasks of a mixture share one body, so the first tells what kind that is.
+        objective = call.tasks[0].objective if call.tasks else call.objective
         parent = next((one for one in self._registry.list() if one.name == call.base), None)
         if parent is None:
-            return _Start(self._base(call.base, call.objective), None)
+            return _Start(self._base(call.base, objective), None)
         if parent.kind not in ("adapter", "task", "full") or parent.base is None:
             raise SyscallError(
                 "invalid",
@@ -239,7 +241,7 @@ class LearnJobs:
             is_beside = kind_of(call.method) == "adapter"
             name = parent.name if is_beside else parent.base
             return _Start(Base(name, files), parent.model_copy(update={"path": None}))
-        base = self._base(parent.base, call.objective)
+        base = self._base(parent.base, objective)
         return _Start(base, parent.model_copy(update={"path": str(files)}))
 
     def _base(self, name: str | None, objective: str) -> Base:
