@@ -305,3 +305,35 @@ def test_a_job_writes_a_task_model_with_its_scores(tiny_bert: Path, tmp_path: Pa
     found = read_task(tmp_path / "version")
     assert (found.base, found.method, found.layout) == ("tiny", "full", "body")
     assert TaskModel(tmp_path / "version", None).classify(["alpha"])
+
+
+def test_a_job_of_two_tasks_writes_both_heads(tiny_bert: Path, tmp_path: Path) -> None:
+    kinds, names = tmp_path / "kinds.jsonl", tmp_path / "names.jsonl"
+    kinds.write_text(
+        "".join(
+            json.dumps({"text": f"{row.text} {row.origin}", "label": row.label}) + "\n"
+            for row in labelled()
+        )
+    )
+    names.write_text(
+        "".join(
+            json.dumps({"tokens": [*row.tokens, row.origin], "tags": [*row.tags, "O"]}) + "\n"
+            for row in tagged()
+        )
+    )
+    told: list[dict[str, Any]] = []
+    job = a_job(
+        tiny_bert,
+        tasks=(
+            {"name": "kinds", "data": str(kinds), "objective": "classify"},
+            {"name": "names", "data": str(names), "objective": "tag", "weight": 2.0},
+        ),
+        output=str(tmp_path / "version"),
+        eval_share=0.2,
+        temperature=2.0,
+    )
+    run_training(job, lambda event, **fields: told.append({"event": event, **fields}))
+    assert told[-1]["event"] == "done"
+    (*_, last) = (one["metrics"] for one in told if one["event"] == "eval")
+    assert {"score", "kinds.accuracy", "names.f1"} <= set(last)
+    assert [head.name for head in read_task(tmp_path / "version").heads] == ["kinds", "names"]
