@@ -95,7 +95,8 @@ class _Loop:
         try:
             await self._measure(self.record.in_use, self.record.rounds)
             while True:
-                self._check_budget()
+                if self.record.trained(self.record.rounds + 1) is None:
+                    self._check_budget()
                 if self.record.rounds >= (self.plan.rounds or self.record.rounds + 1):
                     return "rounds"
                 if self.record.discarded >= self.plan.patience:
@@ -140,7 +141,6 @@ class _Loop:
         if collected.untrained_rows < self.plan.min_rows:
             await self.note(Judged(round=number, verdict="too_little_data"))
         else:
-            self._check_budget()
             trained = self.record.trained(number) or await self._train(number)
             await self._judge(number, trained)
 
@@ -151,6 +151,7 @@ class _Loop:
         tried: JsonObject = {"episodes": [], "tokens": 0}
         if self.plan.tasks:
             tried = await self._practise(
+                quota=self._left(),
                 split="train",
                 count=self.plan.tasks,
                 seed=self.plan.seed + number,
@@ -186,7 +187,11 @@ class _Loop:
         return from_traces(await self.os.read_text(name))
 
     async def _train(self, number: int) -> TrainedVersion:
-        """Train a version on all rows so far, unless an interrupted run had it trained already."""
+        """Train a version on all rows so far, unless an interrupted run had it trained already.
+
+        Raises: Spent.
+        """
+        self._check_budget()
         name = f"{self.plan.name}-{number}"
         rows = balanced(await self._rows_until(number), self.plan.data_share)
         path = f"{self.folder}/train-{number:03}.jsonl"
@@ -250,7 +255,10 @@ class _Loop:
     # --- parts of a round -------------------------------------------------------------------------
 
     async def _measure(self, version: str | None, number: int) -> Measured:
-        """A version's outcomes on the held-out tasks; what was measured once is not again."""
+        """A version's outcomes on the held-out tasks; what was measured once is not again.
+
+        No budget cuts this short: what was trained is judged.
+        """
         if known := self.record.measured(version):
             return known
         started = time.monotonic()
@@ -270,25 +278,26 @@ class _Loop:
         await self.note(event)
         return event
 
-    async def _practise(self, **options: Any) -> Any:
-        """Run the practice within what is left of the budget. Raises: Spent."""
-        self._check_budget()
-        left_s = None if self.plan.seconds is None else self.plan.seconds - self.record.seconds
-        left = None if self.plan.tokens is None else self.plan.tokens - self.record.tokens
+    async def _practise(self, *, quota: Quota | None = None, **options: Any) -> Any:
+        """Let the practice try tasks. Raises: Spent when the quota, made of the budget, is used."""
         pid = await self.os.spawn(
-            self.plan.practice,
-            model=self.plan.model,
-            quota=Quota(wall_s=left_s, tokens_out=left),
-            **options,
+            self.plan.practice, model=self.plan.model, quota=quota or Quota(), **options
         )
         try:
             return await self._child_result(pid)
         except SyscallError as problem:
-            if problem.code != "quota_exceeded":
+            if problem.code != "quota_exceeded" or quota is None:
                 raise
-            raise Spent(
-                "tokens" if problem.fields.get("quota") == "tokens_out" else "seconds"
-            ) from (problem)
+            is_tokens = problem.fields.get("quota") == "tokens_out"
+            raise Spent("tokens" if is_tokens else "seconds") from problem
+
+    def _left(self) -> Quota:
+        """What is left of the budget, for a practice that collects."""
+        plan, record = self.plan, self.record
+        return Quota(
+            wall_s=None if plan.seconds is None else plan.seconds - record.seconds,
+            tokens_out=None if plan.tokens is None else plan.tokens - record.tokens,
+        )
 
     async def _child_result(self, pid: int) -> Any:
         """A child's value; a child does not outlive a loop that is told to end."""

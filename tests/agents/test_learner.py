@@ -305,6 +305,25 @@ def test_it_ends_when_the_tokens_are_spent(loop: Callable[..., Loop]) -> None:
     assert value["version"] == "v-1"
 
 
+def test_what_was_trained_is_judged_though_the_budget_is_spent(loop: Callable[..., Loop]) -> None:
+    run = loop(**names(v_1=0.8))
+    assert run(rounds=9, tokens=300)["why"] == "tokens"  # training alone takes 1,000
+    assert run.verdicts() == ["promoted"]
+
+
+def test_collecting_is_cut_when_the_budget_is_spent(loop: Callable[..., Loop]) -> None:
+    run = loop()
+
+    async def slow(os: OS, *, split: str, **options: Any) -> Any:
+        if split == "train":
+            await os.receive()
+        return await practice(os, split=split, **options)
+
+    practice, run.world.practice = run.world.practice, slow  # pyright: ignore[reportAttributeAccessIssue]
+    assert run(seconds=0.2)["why"] == "seconds"
+    assert run.verdicts() == []
+
+
 def test_it_goes_on_with_a_larger_budget(loop: Callable[..., Loop]) -> None:
     run = loop(**names(v_1=0.5, v_2=1.0))
     run(rounds=1)
