@@ -74,7 +74,8 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def opened(driver: DriverName, path: Path) -> LanguageModel:
-    spec = ModelSpec("m", path, context_tokens=256, sequences=1, dtype="float32")
+    dtype = "float32" if driver == "torch" else "auto"  # a GGUF file has its own
+    spec = ModelSpec("m", path, context_tokens=256, sequences=1, dtype=dtype)
     return open_language_model(driver, spec)
 
 
