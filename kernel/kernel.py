@@ -452,7 +452,12 @@ class Kernel:
         """How a gate measures versions of a base: as `Evaluate` does, with the rights of init."""
 
         async def measure(version: str | None, check: calls.GateCheck) -> Measured:
-            call = calls.Evaluate(data=check.data, model=version or base, objective=check.objective)
+            call = calls.Evaluate(
+                data=check.data,
+                model=None if version else base,
+                adapter=version,  # by nothing but its own name, which a model or a slot may have
+                objective=check.objective,
+            )
             found = await self._dispatch(self.init, call)
             losses = {"loss": found.loss, "perplexity": found.perplexity}
             told = {name: value for name, value in losses.items() if value is not None}

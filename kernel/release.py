@@ -160,14 +160,31 @@ class Release:
         return decision
 
     def _check_slot(self, version: r.ModelVersion, slot: str) -> None:
-        """A task model must not take the slot of a decoder."""
+        """A task model must not take the slot of a decoder, nor the name of another version.
+
+        Whoever calls by the name would then get what has passed another gate, or none.
+        """
+        if version.kind in SERVING_A_BASE:
+            return
+        registry = self._registry()
         bases = {setting.base for setting in self._settings.models.values()}
-        if version.kind not in SERVING_A_BASE and slot in bases:
+        if slot in bases:
             raise SyscallError(
                 "invalid",
                 f"slot: {slot} is a base of language models, and {version.name} is a "
                 f"{version.kind}; give it another slot",
                 field="slot",
+            )
+        if slot != version.name and any(one.name == slot for one in registry.list()):
+            raise SyscallError(
+                "invalid", f"slot: {slot} is the name of a version; choose another", field="slot"
+            )
+        if registry.promoted(version.name) not in (None, version.name):
+            raise SyscallError(
+                "invalid",
+                f"name: {version.name} is a slot that another version serves, so the two cannot "
+                "be told apart; train it under another name",
+                field="name",
             )
 
     def _readable(self, process: Process, check: GateCheck) -> GateCheck:
@@ -204,6 +221,8 @@ class Release:
         """The weights that a version began from. Raises: SyscallError("not_available")."""
         base, known = version.base, {one.name: one for one in self._registry().list()}
         while base in known:  # full weights that were trained here
+            if known[base].base == base:  # from nothing
+                return self._registry().load(base)
             base = known[base].base
         for setting in self._settings.models.values():
             if setting.base == base and setting.weights is not None:

@@ -157,6 +157,7 @@ class Scoring:
                 generate=self._generate,
             )
         else:
+            model = target.generating()
             labels = call.labels or sorted({row.label for row in rows})
             _require_known(rows, labels, target.name)
             said = await gathered(
@@ -166,7 +167,7 @@ class Scoring:
                         process,
                         row.text,
                         labels=labels,
-                        model=target.model,
+                        model=model,
                         adapter=target.adapter,
                         instruction=call.instruction,
                     )
@@ -249,7 +250,7 @@ class Scoring:
         target: Target,
         rows: Sequence[ChatRow],
     ) -> tuple[list[Prediction], int]:
-        version = target.version
+        version, model = target.version, target.generating()
 
         async def answer(row: ChatRow) -> tuple[Prediction, int]:
             messages = list(row.messages[:-1])
@@ -259,7 +260,7 @@ class Scoring:
                 process,
                 calls.Generate(
                     messages=tuple(messages),
-                    model=target.model,
+                    model=model,
                     adapter=target.adapter,
                     max_tokens=call.max_tokens,
                 ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llmos.kernel.settings import Settings
+from llmos.kernel.settings import ModelSetting, Settings
 from llmos.memory.registry import Registry
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.learning_results import ModelVersion
@@ -17,7 +17,7 @@ from llmos.syscalls.learning_results import ModelVersion
 class Target(NamedTuple):
     """What is meant: a configured model, alone or with a version; `name` is what people say.
 
-    `model` generates; None for a task model or an encoder, which answer alone.
+    `model` generates; None for what answers alone, and for weights that no configured model has.
     """
 
     name: str
@@ -34,6 +34,16 @@ class Target(NamedTuple):
         """What a generation names beside the model: a version with weights."""
         is_weights = self.version is not None and self.version.kind in ("adapter", "full")
         return self.name if is_weights else None
+
+    def generating(self) -> str:
+        """The model that generates. Raises: SyscallError("invalid") where there is none."""
+        if self.model is None:
+            raise SyscallError(
+                "invalid",
+                f"model: {self.name} generates nothing here: no configured model has its weights",
+                field="model",
+            )
+        return self.model
 
     @property
     def objective(self) -> str:
@@ -56,8 +66,7 @@ class Targets:
         """
         models = self._settings.models
         if adapter is not None:
-            version = self._registry().get(adapter)
-            return Target(version.name, model or self.serves(version.base).model, version)
+            return self._of_version(self._registry().get(adapter), model)
         name = model or self._settings.default_model
         if name is None:
             raise SyscallError("unknown_model", "no model is named and none is the default")
@@ -69,20 +78,36 @@ class Targets:
             if setting.base == name:
                 return Target(name, setting.name, None)
         registry = self._registry()
-        version = registry.get(registry.promoted(name) or name)
-        generates = version.kind != "task"
-        return Target(version.name, self.serves(version.base).model if generates else None, version)
+        return self._of_version(registry.get(registry.promoted(name) or name), None)
 
     def serves(self, base: str | None) -> Target:
         """A configured model of a base, the default one if it is of that base; None is any.
 
         Raises: SyscallError("not_available").
         """
+        setting = self._configured(base)
+        if setting is None:
+            raise SyscallError(
+                "not_available", f"no model of the base {base} is configured", field="base"
+            )
+        return Target(setting.base, setting.name, None)
+
+    def _of_version(self, version: ModelVersion, model: str | None) -> Target:
+        if version.kind == "task":
+            return Target(version.name, None, version)
+        if model is None:
+            setting = self._configured(version.base)
+            model = None if setting is None else setting.name
+        return Target(version.name, model, version)
+
+    def _configured(self, base: str | None) -> ModelSetting | None:
+        """As `serves`; a base that was trained here leads to the one that it began from."""
+        full = {one.name: one for one in self._registry().list() if one.kind == "full"}
+        while base in full and full[base].base != base:
+            base = full[base].base
         models = self._settings.models
         default = models.get(self._settings.default_model or "")
         for setting in (*([default] if default else []), *models.values()):
             if base is None or base in (setting.base, setting.name):
-                return Target(setting.base, setting.name, None)
-        raise SyscallError(
-            "not_available", f"no model of the base {base} is configured", field="base"
-        )
+                return setting
+        return None

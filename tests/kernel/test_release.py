@@ -23,7 +23,7 @@ from llmos.kernel.settings import ModelSetting, TaskSetting
 from llmos.memory.registry import Registry
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.learning import GateCheck
-from llmos.syscalls.results import ModelVersion
+from llmos.syscalls.results import Exported, ModelVersion
 from llmos.syscalls.rights import Capabilities
 
 
@@ -549,5 +549,54 @@ def test_only_decoders_serve_a_base(scene: Any) -> None:
         assert (await kernel.os.model_promote("t", slot="people")).slot == "people"
         with pytest.raises(SyscallError, match="kind task"):
             await kernel.os.model_export("t")
+
+    scene(body)
+
+
+def test_a_slot_is_told_apart_from_the_names_of_versions(scene: Any) -> None:
+    async def body(kernel: Kernel, decoder: Decoder, clock: VirtualClock) -> None:
+        for name in ("t", "u", "people"):
+            kernel.registry().add(ModelVersion(name=name, kind="task", base="minilm"))
+        with pytest.raises(SyscallError, match="u is the name of a version"):
+            await kernel.os.model_promote("t", slot="u")
+        await kernel.os.model_promote("t", slot="guests")
+        kernel.registry().add(ModelVersion(name="guests", kind="task", base="minilm"))
+        with pytest.raises(SyscallError, match="guests is a slot that another version serves"):
+            await kernel.os.model_promote("guests")
+
+    scene(body)
+
+
+def test_a_gate_measures_a_version_that_has_the_name_of_a_model(scene: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "who", "completion": "base speaks"}] * 2
+    data = tmp_path / "who.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check = GateCheck(
+        name="who", data=str(data), objective="generate", metric="exact_match", at_least=0.9
+    )
+
+    async def body(kernel: Kernel, decoder: Decoder, clock: VirtualClock) -> None:
+        add(kernel.registry(), tmp_path, "m", "adapter")
+        with pytest.raises(SyscallError, match=r"exact_match is 0, 0\.9 under 0\.9"):
+            await kernel.os.model_promote("m")
+
+    scene(body, gates={"small": (check,)})
+
+
+def test_an_export_of_a_model_that_was_made_from_nothing_finds_its_weights(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+
+    async def export(version: Any, folder: Path, weights: Path, base: Path, *rest: Any) -> Exported:
+        given.append(base)
+        return Exported(path="there", format="safetensors", bytes=1)
+
+    async def body(kernel: Kernel, decoder: Decoder, clock: VirtualClock) -> None:
+        monkeypatch.setattr("llmos.kernel.model_export.export", export)
+        source = str(tmp_path / "trained" / "f")
+        kernel.registry().add(ModelVersion(name="new", kind="full", base="new", path=source))
+        await kernel.os.model_export("new")
+        assert given == [kernel.registry().load("new")]
 
     scene(body)

@@ -360,3 +360,17 @@ def test_examples_come_after_what_the_system_says() -> None:
         [system("s"), user("q")], shots=[Shot("a", "b")], instruction="not said twice"
     )
     assert shown == [system("s"), user("a"), assistant("b"), user("q")]
+
+
+def test_weights_that_no_configured_model_has_answer_nothing(scene: Any, tmp_path: Path) -> None:
+    """Not the default model in their place."""
+    (tmp_path / "weights").write_text("")
+
+    async def body(kernel: Any) -> None:
+        kernel.registry().add(
+            ModelVersion(name="new", kind="full", base="new", path=str(tmp_path / "weights"))
+        )
+        await kernel.os.evaluate(LENGTHS, model="new", objective="classify")
+
+    with pytest.raises(SyscallError, match="new generates nothing here"):
+        scene(body)
