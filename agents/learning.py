@@ -10,6 +10,7 @@ from llmos.syscalls import evaluation_results as e
 from llmos.syscalls import learning_results as r
 from llmos.syscalls import traces as t
 from llmos.syscalls.evaluation import Between, OneOf
+from llmos.syscalls.learning import NumberFormat
 from llmos.syscalls.trap import Trap
 from llmos.syscalls.values import JsonObject
 
@@ -101,7 +102,7 @@ class LearningCalls:
         name: str,
         format: Literal["safetensors", "gguf"] = "safetensors",
         *,
-        quantize: calls.NumberFormat | None = None,
+        quantize: NumberFormat | None = None,
         path: str | None = None,
     ) -> r.Exported:
         """Write a version merged with its base: a folder of safetensors, or a GGUF file."""
