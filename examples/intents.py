@@ -7,6 +7,7 @@ Run: .venv/bin/python examples/intents.py [QUESTION...]
 import asyncio
 import csv
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -30,27 +31,29 @@ def examples() -> list[dict[str, str]]:
 
 
 async def main() -> None:
-    async with llmos.boot() as kernel:
-        os = kernel.os
-        job = await os.finetune(
-            examples(),
-            "intents",
-            objective="classify",
-            method="full",
-            freeze=("embeddings",),
-            learning_rate=3e-4,
-            batch_size=32,
-            epochs=3,
-            max_length_tokens=64,
-        )
-        trained = await os.result(job)
-        metrics = trained.version.metrics
-        print(f"accuracy on held-out questions: {metrics['accuracy']:.2f}")
-        answered = await os.classify(QUESTIONS, "intents", top_k=3)
-        for question, labels in zip(QUESTIONS, answered.labels, strict=True):
-            print(question)
-            for one in labels:
-                print(f"  {one.probability:.2f} {one.label}")
+    # A home of its own, so that it can be run again: the name of a version is given once.
+    with tempfile.TemporaryDirectory(prefix="llmos-") as home:
+        async with llmos.boot(home=Path(home)) as kernel:
+            os = kernel.os
+            job = await os.finetune(
+                examples(),
+                "intents",
+                objective="classify",
+                method="full",
+                freeze=("embeddings",),
+                learning_rate=3e-4,
+                batch_size=32,
+                epochs=3,
+                max_length_tokens=64,
+            )
+            trained = await os.result(job)
+            metrics = trained["version"]["metrics"]
+            print(f"accuracy on held-out questions: {metrics['accuracy']:.2f}")
+            answered = await os.classify(QUESTIONS, "intents", top_k=3)
+            for question, labels in zip(QUESTIONS, answered.labels, strict=True):
+                print(question)
+                for one in labels:
+                    print(f"  {one.probability:.2f} {one.label}")
 
 
 asyncio.run(main())

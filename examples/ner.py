@@ -7,6 +7,7 @@ Run: .venv/bin/python examples/ner.py [SENTENCE...]
 
 import asyncio
 import sys
+import tempfile
 from pathlib import Path
 
 import llmos
@@ -19,26 +20,28 @@ SENTENCES = sys.argv[1:] or [
 
 
 async def main() -> None:
-    async with llmos.boot() as kernel:
-        os = kernel.os
-        job = await os.finetune(
-            str(DATA),
-            "names",
-            objective="tag",
-            method="full",
-            freeze=("embeddings",),
-            learning_rate=5e-4,
-            batch_size=32,
-            max_steps=30,
-            max_length_tokens=96,
-        )
-        trained = await os.result(job)
-        metrics = trained.version.metrics
-        print(f"entity F1 on held-out sentences: {metrics['f1']:.2f}")
-        for text in (await os.tag(SENTENCES, "names")).texts:
-            print(text.text)
-            for entity in text.entities:
-                print(f"  {entity.text}: {entity.label} ({entity.score:.2f})")
+    # A home of its own, so that it can be run again: the name of a version is given once.
+    with tempfile.TemporaryDirectory(prefix="llmos-") as home:
+        async with llmos.boot(home=Path(home)) as kernel:
+            os = kernel.os
+            job = await os.finetune(
+                str(DATA),
+                "names",
+                objective="tag",
+                method="full",
+                freeze=("embeddings",),
+                learning_rate=5e-4,
+                batch_size=32,
+                max_steps=30,
+                max_length_tokens=96,
+            )
+            trained = await os.result(job)
+            metrics = trained["version"]["metrics"]
+            print(f"entity F1 on held-out sentences: {metrics['f1']:.2f}")
+            for text in (await os.tag(SENTENCES, "names")).texts:
+                print(text.text)
+                for entity in text.entities:
+                    print(f"  {entity.text}: {entity.label} ({entity.score:.2f})")
 
 
 asyncio.run(main())

@@ -9,6 +9,7 @@ import ast
 import asyncio
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import llmos
@@ -30,25 +31,28 @@ def docstrings() -> list[dict[str, str]]:
 
 async def main() -> None:
     texts = docstrings()
-    async with llmos.boot() as kernel:
-        job = await kernel.os.finetune(
-            texts,
-            "docstrings",
-            objective="pretrain",
-            method="full",
-            scratch={"vocabulary": 1024, "width": 128, "layers": 2, "heads": 4},
-            epochs=100,
-            max_steps=STEPS,
-            batch_size=8,
-            max_length_tokens=128,
-            eval_share=0.05,
-        )
-        trained = await kernel.os.result(job)
-        version, tokens, seconds = trained["version"], trained["tokens"], trained["seconds"]
-        print(f"{len(texts)} texts, {tokens} tokens in {seconds:.0f} s")
-        before, after = trained["eval_loss_before"], trained["eval_loss_after"]
-        print(f"loss {before:.2f} -> {after:.2f} on texts that it did not see")
-        print(f"version {version['name']}: {version['kind']}, {version['size_bytes'] / 1e6:.1f} MB")
+    # A home of its own, so that it can be run again: the name of a version is given once.
+    with tempfile.TemporaryDirectory(prefix="llmos-") as home:
+        async with llmos.boot(home=Path(home)) as kernel:
+            job = await kernel.os.finetune(
+                texts,
+                "docstrings",
+                objective="pretrain",
+                method="full",
+                scratch={"vocabulary": 1024, "width": 128, "layers": 2, "heads": 4},
+                epochs=100,
+                max_steps=STEPS,
+                batch_size=8,
+                max_length_tokens=128,
+                eval_share=0.05,
+            )
+            trained = await kernel.os.result(job)
+            version, tokens, seconds = trained["version"], trained["tokens"], trained["seconds"]
+            print(f"{len(texts)} texts, {tokens} tokens in {seconds:.0f} s")
+            before, after = trained["eval_loss_before"], trained["eval_loss_after"]
+            print(f"loss {before:.2f} -> {after:.2f} on texts that it did not see")
+            size_mb = version["size_bytes"] / 1e6
+            print(f"version {version['name']}: {version['kind']}, {size_mb:.1f} MB")
 
 
 asyncio.run(main())

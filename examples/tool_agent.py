@@ -6,6 +6,8 @@ its own words. Takes a few minutes. Run: .venv/bin/python examples/tool_agent.py
 """
 
 import asyncio
+import tempfile
+from pathlib import Path
 
 import llmos
 from llmos.agents.tool_tasks import TOOLS
@@ -23,7 +25,9 @@ PLAN = {
 
 
 async def main() -> None:
-    async with llmos.boot() as kernel:
+    # A home of its own: what is promoted there is not what your other agents speak with.
+    home = Path(tempfile.mkdtemp(prefix="llmos-"))
+    async with llmos.boot(home=home) as kernel:
         for tool in TOOLS:
             kernel.tools.add(tool)
 
@@ -32,7 +36,7 @@ async def main() -> None:
             print(f"{when}: {' '.join(solved['said'].split())[:90]}")
 
         await show("before")
-        folder = kernel.settings.home / "tool-agent"
+        folder = home / "tool-agent"
         learned = await kernel.os.result(await kernel.os.spawn("learner", str(folder), **PLAN))
         await show("after")
         for side in ("before", "after"):
