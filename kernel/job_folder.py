@@ -1,6 +1,7 @@
 """The folder of one training job: what was asked, its rows, its progress, and whether to go on.
 
-    identity.json   what was asked, down to the hash of every data file: the same again goes on
+    identity.json   what was asked, down to the hash of every data file: the same again goes on;
+                    until it is over
     job.json        the worker's job
     rows.jsonl      the rows, if they came with the call
     events.jsonl    what the worker said, so that a job that goes on knows its whole past
@@ -80,7 +81,8 @@ class JobFolder:
                 yield event
 
     def clean(self, *, keep_version: bool) -> None:
-        """Remove what a registered job needs no more."""
+        """Remove what a registered job needs no more; another job may then have its name."""
+        self._identity.unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         shutil.rmtree(self.path / "scratch", ignore_errors=True)
         if not keep_version:

@@ -166,6 +166,7 @@ class Kernel:
             generate=self.inference.generate,
             as_kernel=lambda: self.init,
             targets=targets,
+            redactor=settings.redactor,
         )
         self.scoring = Scoring(
             settings,

@@ -25,6 +25,7 @@ from llmos.drivers.training.methods import check_method
 from llmos.drivers.training.provenance import code_version
 from llmos.kernel.job_folder import FolderErrors, JobFolder, settings_of, write_rows
 from llmos.kernel.job_record import KEPT_EVENTS, JobRecord, OnProgress
+from llmos.kernel.process import INIT
 from llmos.kernel.worker import Worker
 from llmos.kernel.yielding import Yielding
 from llmos.memory.registry import Registry
@@ -85,7 +86,7 @@ class LearnJobs:
         self._turn = asyncio.Lock()
 
     async def finetune(
-        self, call: Finetune, *, on_progress: OnProgress, nice: int = NICE
+        self, call: Finetune, *, on_progress: OnProgress, nice: int = NICE, pid: int = INIT
     ) -> Trained:
         """Train a version, hand on the worker's events, and register the result.
 
@@ -93,6 +94,7 @@ class LearnJobs:
         checkpoint when the same call comes again. A worker that a signal killed is started again,
         at most `RESTARTS` times without a new checkpoint. Cancelling this ends the worker (see
         `Worker.run`): the best version so far stays in the job's folder and is not registered.
+        What it goes on from is used by the process `pid` meanwhile and cannot be deleted.
         Raises: SyscallError: "not_available" for an objective, method or device, "invalid" for a
         name in use, another job's name or bad data, "busy" for a name that trains now, "failed"
         when training fails, "storage".
@@ -103,24 +105,38 @@ class LearnJobs:
         try:
             check_method(call.method, device=call.device or "cuda")
             await asyncio.to_thread(self._check_unused, call.name)
-            if self._turn.locked():
-                on_progress({"event": "queued"})
-            async with self._turn:
-                return await self._train(call, on_progress, nice)
+            needed = await asyncio.to_thread(self._chain, call.base)
+            with self._registry.used(needed, pid):
+                if self._turn.locked():
+                    on_progress({"event": "queued"})
+                async with self._turn:
+                    return await self._train(call, on_progress, nice)
         finally:
             self._names.discard(call.name)
             self._held.discard(call.name)
 
     async def evaluate(
-        self, call: Evaluate, *, on_rows: Callable[[list[JsonObject]], None] | None = None
+        self,
+        call: Evaluate,
+        *,
+        on_rows: Callable[[list[JsonObject]], None] | None = None,
+        pid: int = INIT,
     ) -> Evaluated:
         """The loss of a base, or of a version on its base, over all rows.
 
         Without a version it is the base itself that is measured, whatever is promoted. `on_rows`
-        is told each row's origin, mean loss and tokens.
+        is told each row's origin, mean loss and tokens. The version is in use by the process
+        `pid` meanwhile, and so not deleted.
         Raises: SyscallError: "unknown_model", "invalid" for bad data or rows that are too long,
         "failed".
         """
+        needed = await asyncio.to_thread(self._chain, call.adapter or call.model)
+        with self._registry.used(needed, pid):
+            return await self._evaluate(call, on_rows)
+
+    async def _evaluate(
+        self, call: Evaluate, on_rows: Callable[[list[JsonObject]], None] | None
+    ) -> Evaluated:
         base, version = await asyncio.to_thread(self._measured, call)
         folder = await asyncio.to_thread(self._scratch)
         try:
@@ -211,6 +227,15 @@ class LearnJobs:
                 f"name: the registry has a version {name} already; choose another name",
                 field="name",
             )
+
+    def _chain(self, name: str | None) -> tuple[str, ...]:
+        """A version of this name, and the versions on whose weights it stands."""
+        known = {version.name: version for version in self._registry.list()}
+        found: dict[str, None] = {}
+        while name in known and name not in found:
+            found[name] = None
+            name = known[name].base
+        return tuple(found)
 
     def _start(self, call: Finetune) -> _Start:
         """What a call's base is: a version to go on from, or a base."""

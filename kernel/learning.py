@@ -56,9 +56,12 @@ class Job:
         def on_progress(event: JsonObject) -> None:
             lines.put_nowait(json.dumps(event, ensure_ascii=False).encode() + b"\n")
 
-        nice = JOB_NICE if self._process is None else self._process.nice
+        process = self._process
+        assert process is not None
         training = asyncio.ensure_future(
-            self._jobs.finetune(self._call, on_progress=on_progress, nice=nice)
+            self._jobs.finetune(
+                self._call, on_progress=on_progress, nice=process.nice, pid=process.pid
+            )
         )
         try:
             while not training.done() or not lines.empty():
@@ -119,7 +122,7 @@ class Learning:
         """Held-out loss, computed in an OS process of its own; one evaluation runs at a time."""
         call = self._with_data(process, call)
         async with self._evaluating:
-            return await self._opened().evaluate(call, on_rows=on_rows)
+            return await self._opened().evaluate(call, on_rows=on_rows, pid=process.pid)
 
     def _with_data(self, process: Process, call: C) -> C:
         """The call with its data file where the process may read it. Raises: as `readable`."""

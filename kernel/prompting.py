@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from llmos.drivers.rows.kinds import ChatRow, LabelledRow, Row
 from llmos.drivers.rows.reading import read_rows
+from llmos.drivers.rows.redaction import load_redactor, redact_rows
 from llmos.drivers.rows.splits import split
 from llmos.kernel.label_prompt import Shot, answer_messages, label_messages, spoken
 from llmos.kernel.library import Library
@@ -40,6 +41,8 @@ LABEL_TOKENS = 64  # longest label
 AT_ONCE = 32  # generations of one call under way at a time
 _NOTES_AT_ONCE = 256
 _OBJECTIVES = ("classify", "instruct")
+# Fields that would say which rows there are, or what else becomes of them.
+_OF_TRAINING = ("tasks", "replay", "scratch", "average", "test_data")
 
 Generate = Callable[[Process, calls.Generate], Awaitable[Generated]]
 
@@ -52,7 +55,10 @@ class Said(NamedTuple):
 
 
 class Prompting:
-    """`as_kernel` is the process on whose behalf the examples are kept and found."""
+    """`as_kernel` is the process on whose behalf the examples are kept and found.
+
+    `redactor` is "module:name" of what finds personal data in them; None is the built-in one.
+    """
 
     def __init__(
         self,
@@ -62,12 +68,14 @@ class Prompting:
         generate: Generate,
         as_kernel: Callable[[], Process],
         targets: Targets,
+        redactor: str | None = None,
     ) -> None:
         self._library = library
         self._registry = registry
         self._generate = generate
         self._as_kernel = as_kernel
         self._targets = targets
+        self.redactor = redactor
 
     def job(self, call: calls.Finetune, rows: Given) -> PromptJob:
         """What makes a version from rows, as a process. Raises: SyscallError."""
@@ -78,6 +86,12 @@ class Prompting:
                 + ", ".join(_OBJECTIVES),
                 field="objective",
                 available=list(_OBJECTIVES),
+            )
+        if given := [field for field in _OF_TRAINING if getattr(call, field)]:
+            raise SyscallError(
+                "invalid",
+                f"{given[0]}: it is about training, and the method prompt trains nothing",
+                field=given[0],
             )
         if any(version.name == call.name for version in self._registry().list()):
             raise SyscallError(
@@ -90,11 +104,13 @@ class Prompting:
     def version(self, name: str) -> ModelVersion | None:
         """The prompt version that a name means now, itself or as what serves there; else None."""
         registry = self._registry()
-        name = registry.promoted(name) or name
-        for version in registry.list():
-            if version.name == name and version.kind == "prompt":
-                return version
-        return None
+        try:
+            found = registry.serving(name) or registry.get(name)
+        except SyscallError as problem:
+            if problem.code != "unknown_model":
+                raise
+            return None
+        return found if found.kind == "prompt" else None
 
     async def classify(
         self, process: Process, version: ModelVersion, call: calls.Classify
@@ -212,7 +228,7 @@ class PromptJob:
         started = time.monotonic()
         call = self._call
         async with as_file(self._given) as file:
-            rows = await asyncio.to_thread(self._rows, file)
+            rows, redacted = await asyncio.to_thread(self._rows, file)
         shots = [_shot(row) for row in rows] if call.shots else []
         labels = sorted({row.label for row in rows if isinstance(row, LabelledRow)})
         version = ModelVersion(
@@ -227,7 +243,12 @@ class PromptJob:
                 "labels": labels,
                 "shots": call.shots,
                 "namespace": f"prompt:{call.name}",
-                "data": {"path": file.name, "rows": len(rows), "examples": len(shots)},
+                "data": {
+                    "path": file.name,
+                    "rows": len(rows),
+                    "examples": len(shots),
+                    "redacted": redacted,
+                },
             },
         )
         await _say(trap, {"event": "start", "rows": len(rows), "examples": len(shots)})
@@ -238,17 +259,24 @@ class PromptJob:
         await _say(trap, {"event": "done", "seconds": round(seconds, 3), "examples": len(shots)})
         return Trained(version=version, losses=(), seconds=seconds)
 
-    def _rows(self, file: RowsFile) -> list[Row]:
-        """The rows that a training with these settings would train on."""
+    def _rows(self, file: RowsFile) -> tuple[list[Row], dict[str, int]]:
+        """The rows that a training with these settings would train on, and what was redacted."""
         call = self._call
         rows = read_rows(file.path, call.objective, name=file.name, group_field=call.group_field)
-        return split(
+        redacted: dict[str, int] = {}
+        if call.redact:
+            rows, counts = redact_rows(rows, load_redactor(self._prompting.redactor))
+            redacted = dict(counts)
+        if call.eval_data is not None:
+            return rows, redacted
+        parts = split(
             rows,
             eval_share=call.eval_share,
             seed=call.seed,
             stratify=call.stratify,
             by_group=call.group_field is not None,
-        ).train
+        )
+        return parts.train, redacted
 
 
 async def choose_label(

@@ -392,6 +392,24 @@ def test_a_new_model_is_its_own_base_and_another_job_goes_on_from_it(jobs: Learn
     assert (beside.kind, beside.base, beside.parent) == ("adapter", "more", "more")
 
 
+def test_what_a_job_goes_on_from_is_not_deleted_and_its_own_name_is_free_when_it_is_gone(
+    jobs: LearnJobs, registry: Registry
+) -> None:
+    async def run() -> None:
+        await jobs.finetune(parity("parent", max_steps=1), on_progress=lambda _: None)
+        child = Running(jobs, endless("child").model_copy(update={"base": "parent"}))
+        await child.until("start")
+        with pytest.raises(SyscallError, match="parent is used now by process 1"):
+            registry.remove("parent")
+        child.task.cancel()
+        await asyncio.wait((child.task,))
+        registry.remove("parent")
+        again = parity("parent", max_steps=1, rank=4)
+        await jobs.finetune(again, on_progress=lambda _: None)
+
+    asyncio.run(run())
+
+
 def test_a_card_has_what_it_takes_to_train_the_same_again(jobs: LearnJobs, tmp_path: Path) -> None:
     data = tmp_path / "parity.jsonl"
     data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")

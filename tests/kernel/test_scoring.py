@@ -291,6 +291,32 @@ def test_a_prompt_version_labels_by_what_is_nearest(scene: Any) -> None:
     scene(body)
 
 
+def test_examples_are_redacted_and_rows_of_their_own_judge_them(scene: Any, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps(LENGTHS[0]))
+    rows = [{"text": f"{n} writes to me{n}@example.org", "label": "ab"[n % 2]} for n in range(4)]
+
+    async def body(kernel: Kernel) -> None:
+        job = await kernel.os.finetune(
+            rows, "few", method="prompt", objective="classify", redact=True, eval_data=str(held_out)
+        )
+        card = (await kernel.os.result(job))["version"]["card"]
+        assert card["data"]["redacted"] == {"email": 4}
+        assert card["data"]["examples"] == 4  # none is held out
+        hits = await kernel.os.retrieve("writes", namespaces=["prompt:few"], k=4)
+        assert {hit.text[1:] for hit in hits} == {" writes to [email]"}
+
+    scene(body)
+
+
+def test_what_would_be_trained_is_no_matter_of_prompting(scene: Any) -> None:
+    async def body(kernel: Kernel) -> None:
+        await kernel.os.finetune(LENGTHS, "few", method="prompt", objective="classify", average=0.5)
+
+    with pytest.raises(SyscallError, match="average: it is about training"):
+        scene(body)
+
+
 def test_the_examples_of_a_prompt_version_are_deleted_with_it(scene: Any) -> None:
     async def body(kernel: Kernel) -> None:
         job = await kernel.os.finetune(
