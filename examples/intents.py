@@ -48,7 +48,7 @@ async def main() -> None:
             )
             trained = await os.result(job)
             metrics = trained["version"]["metrics"]
-            print(f"accuracy on held-out questions: {metrics['accuracy']:.2f}")
+            print(f"accuracy on held-out questions: {metrics['eval_accuracy']:.2f}")
             answered = await os.classify(QUESTIONS, "intents", top_k=3)
             for question, labels in zip(QUESTIONS, answered.labels, strict=True):
                 print(question)

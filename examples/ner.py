@@ -37,7 +37,7 @@ async def main() -> None:
             )
             trained = await os.result(job)
             metrics = trained["version"]["metrics"]
-            print(f"entity F1 on held-out sentences: {metrics['f1']:.2f}")
+            print(f"entity F1 on held-out sentences: {metrics['eval_f1']:.2f}")
             for text in (await os.tag(SENTENCES, "names")).texts:
                 print(text.text)
                 for entity in text.entities:
