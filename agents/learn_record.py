@@ -126,7 +126,7 @@ class Record:
         whole, _, cut = text.rpartition("\n")
         if cut:
             await os.write_text(path, f"{whole}\n" if whole else "")
-        return cls(os, folder, [_read(line, path) for line in whole.splitlines()])
+        return cls(os, folder, [_read(line, path) for line in whole.split("\n") if line])
 
     async def add(self, event: Event) -> None:
         """Keep an event; it is in the file when this returns."""

@@ -11,12 +11,16 @@ from llmos.syscalls.values import JsonObject
 
 
 class LearnRow(NamedTuple):
-    """A right attempt; as a line of JSON it is a row of instruction data."""
+    """A right attempt; as a line of JSON it is a row of instruction data.
+
+    `tools` are those that were offered, as functions in OpenAI's form.
+    """
 
     task: str
     kind: str
     said: str
     messages: list[JsonObject]
+    tools: tuple[JsonObject, ...] = ()
 
 
 def kept(episodes: Sequence[JsonObject], earlier: Sequence[LearnRow]) -> list[LearnRow]:
@@ -25,7 +29,8 @@ def kept(episodes: Sequence[JsonObject], earlier: Sequence[LearnRow]) -> list[Le
     rows: dict[str, LearnRow] = {}
     for one in episodes:
         if one["reward"] > 0 and one["task"] not in known:
-            row = LearnRow(one["task"], one["kind"], one["said"], one["messages"])
+            tools = tuple(one.get("tools", ()))
+            row = LearnRow(one["task"], one["kind"], one["said"], one["messages"], tools)
             rows.setdefault(row.task, row)
     return list(rows.values())
 
@@ -54,14 +59,16 @@ def written(rows: Sequence[LearnRow]) -> str:
 
 def read(text: str) -> list[LearnRow]:
     """The inverse of `written`."""
-    return [LearnRow(**json.loads(line)) for line in text.splitlines()]
+    rows = [json.loads(line) for line in _lines(text)]
+    return [LearnRow(**{**row, "tools": tuple(row.get("tools", ()))}) for row in rows]
 
 
 def from_traces(text: str) -> list[JsonObject]:
     """Rows that were made of traces, as episodes that were right; the kind says where from."""
     episodes: list[JsonObject] = []
-    for line in text.splitlines():
-        messages: list[JsonObject] = json.loads(line)["messages"]
+    for line in _lines(text):
+        row: JsonObject = json.loads(line)
+        messages: list[JsonObject] = row["messages"]
         asked = [message for message in messages[:-1] if message["role"] == "user"]
         episodes.append(
             {
@@ -70,9 +77,15 @@ def from_traces(text: str) -> list[JsonObject]:
                 "said": _text(messages[-1]),
                 "reward": 1.0,
                 "messages": messages,
+                "tools": row.get("tools", []),
             }
         )
     return episodes
+
+
+def _lines(text: str) -> list[str]:
+    """Lines of JSON: a text in one may hold what `splitlines` takes for an end of line."""
+    return [line for line in text.split("\n") if line]
 
 
 def _text(message: JsonObject) -> str:

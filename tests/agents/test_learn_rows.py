@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmos.agents.learn_rows import LearnRow, balanced, kept, read, written
+from llmos.agents.learn_rows import LearnRow, balanced, from_traces, kept, read, written
 
 
 def episode(task: str, said: str, reward: float) -> dict[str, Any]:
@@ -31,8 +32,19 @@ def test_a_task_that_was_learned_before_is_not_kept_again() -> None:
 
 
 def test_rows_are_read_as_they_were_written() -> None:
-    before = [LearnRow("a \u00e9", "k", "x\n", [{"role": "user"}])]
+    before = [
+        LearnRow("a \u00e9", "k", "x\n", [{"role": "user"}]),
+        LearnRow("b\u2028c", "k", "\x85", [], ({"type": "function"},)),
+    ]
     assert read(written(before)) == before
+
+
+def test_what_traces_say_of_tools_is_learned_with_them() -> None:
+    messages = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c"}]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    line = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False)
+    (row,) = kept(from_traces(f"{line}\n"), earlier=[])
+    assert (row.task, row.said, list(row.tools)) == ("a\u2028b", "c", tools)
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=60), st.floats(0.05, 1.0))
