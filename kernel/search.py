@@ -42,7 +42,7 @@ METRICS = {
     "embed": "mrr",
 }
 MIXTURE_METRIC = "score"
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error", "brier"})
 GRACE_S = 60.0  # for a trial that was given up: it saves before it ends
 
 

@@ -35,6 +35,14 @@ def run_training(job: TrainJob, emit: Emit) -> None:
     """Train, score and save. Raises: SyscallError, DeviceError."""
     device = device_of(job.device)
     rows = gather(job)
+    for field in ("metric", "patience"):
+        if getattr(job, field) is not None and not rows.dev:
+            raise SyscallError(
+                "invalid",
+                f"{field}: it is about held-out rows, and there are none; give eval_data, or an "
+                "eval_share over 0",
+                field=field,
+            )
     built = builder(job)(job, device, rows)
     train, dev, test = (
         built.task.encode(side) if side else Encoded(())
@@ -150,6 +158,7 @@ class Course:
         if kept is None:
             if self._dev:
                 self._notes.before = self._score("before", self._dev, step=0)
+                self._check_metric(self._notes.before)
             return
         try:
             self._run.restore(kept.tensors)
@@ -202,7 +211,8 @@ class Course:
         weights = {name: p.detach() for name, p in self._run.weights.items()}
         self._kept.save_best(step, weights, {"metrics": found})
 
-    def _is_better(self, found: dict[str, float], than: dict[str, float]) -> bool:
+    def _check_metric(self, found: dict[str, float]) -> None:
+        """Refuse a metric that there is not, before anything is trained."""
         if self._metric not in found:
             raise SyscallError(
                 "invalid",
@@ -210,10 +220,12 @@ class Course:
                 f"{', '.join(sorted(found))}",
                 field="metric",
             )
+
+    def _is_better(self, found: dict[str, float], than: dict[str, float]) -> bool:
         is_higher_better = (
             self._built.task.is_higher_better
             if self._metric == self._built.task.metric
-            else self._metric not in LOWER_IS_BETTER
+            else self._metric.rpartition(".")[2] not in LOWER_IS_BETTER
         )
         difference = found[self._metric] - than[self._metric]
         return difference > 0 if is_higher_better else difference < 0

@@ -26,6 +26,14 @@ def gather(job: TrainJob) -> Rows:
     """Read and divide a job's rows. Raises: SyscallError, "invalid" where they cannot be learnt."""
     if not job.tasks:
         return _of_one(job)
+    for field in ("data", "eval_data", "test_data", "replay"):
+        if getattr(job, field):
+            raise SyscallError(
+                "invalid",
+                f"{field}: with tasks each has its own rows, and eval_share of them are held out; "
+                "put others into a task's file, and measure on more of them by Evaluate",
+                field=field,
+            )
     parts = [
         (task.name, _of_one(job.model_copy(update=_as_task(task.data, task.objective))))
         for task in job.tasks
@@ -61,12 +69,15 @@ def _of_one(job: TrainJob) -> Rows:
             by_group=job.group_field is not None,
         )
     else:
-        train, dev = rows, _held_out(job, rows, job.eval_data, "eval_data", redacted)
+        train, dev = rows, []
+    check_classes(train)
+    train = _with_replay(train, job, redacted)  # its labels are known, and its groups seen
+    if job.eval_data is not None:
+        dev = _held_out(job, train, job.eval_data, "eval_data", redacted)
     test: list[Row] = []
     if job.test_data is not None:
         test = _held_out(job, train, job.test_data, "test_data", redacted)
-    check_classes(train)
-    return Rows(_with_replay(train, job, redacted), dev, test, redacted)
+    return Rows(train, dev, test, redacted)
 
 
 def _held_out(

@@ -139,8 +139,16 @@ def test_a_metric_that_the_objective_has_not_is_refused_with_those_it_has(
     job: TrainJob, events: Any
 ) -> None:
     with pytest.raises(SyscallError, match="perplexity") as refused:
-        run_training(changed(job, metric="accuracy", eval_steps=1), events)
+        run_training(changed(job, metric="accuracy"), events)
     assert refused.value.fields == {"field": "metric"}
+    assert not events.of("progress")
+
+
+@pytest.mark.parametrize("field", ["metric", "patience"])
+def test_what_is_about_held_out_rows_needs_some(job: TrainJob, events: Any, field: str) -> None:
+    value = "loss" if field == "metric" else 1
+    with pytest.raises(SyscallError, match=f"{field}: it is about held-out rows"):
+        run_training(changed(job, eval_share=0.0, **{field: value}), events)
 
 
 def test_test_rows_are_scored_once_by_the_best_weights(
