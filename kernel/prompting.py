@@ -182,7 +182,9 @@ class Prompting:
             )
 
     async def forget(self, version: ModelVersion) -> None:
-        """Delete a version's examples."""
+        """Delete a version's examples; one that shows none has none, and needs no store."""
+        if not version.card["shots"]:
+            return
         everything = calls.Forget(namespace=version.card["namespace"], everything=True)
         await self._library.forget(self._as_kernel(), everything)
 

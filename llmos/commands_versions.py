@@ -1,8 +1,8 @@
 """The commands about versions: `models versions`, `show`, `promote`, `rollback`, `delete`, ...
 
-Those that ask or tell the registry alone boot nothing; `promote`, `rollback` and `export` boot a
-kernel, which opens a device only where a gate measures. All work beside a kernel that runs in the
-same home: it follows from its next call on.
+Those that ask or tell the registry alone boot nothing; `promote`, `rollback`, `export` and what
+else needs one boot a kernel, which opens a device only where a gate measures. All work beside a
+kernel that runs in the same home: it follows from its next call on.
 """
 
 from __future__ import annotations
@@ -120,9 +120,12 @@ def rollback_version(config: Config, slot: str | None, *, reason: str, as_json: 
 
 
 def delete_version(config: Config, name: str, *, as_json: bool) -> int:
-    """Delete a version that nobody needs."""
+    """Delete a version that nobody needs; the examples of a prompted one are in the store."""
     with _registry(config) as registry:
-        freed = registry.remove(name)
+        is_prompted = registry.get(name).kind == "prompt"
+        freed = 0 if is_prompted else registry.remove(name)
+    if is_prompted:
+        freed = _in_kernel(config, lambda kernel: kernel.os.model_delete(name)).freed_bytes
     if as_json:
         print(json.dumps({"name": name, "freed_bytes": freed}))
     else:

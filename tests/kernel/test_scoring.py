@@ -340,6 +340,9 @@ def test_without_shots_nothing_is_kept_and_all_labels_are_choices(scene: Any) ->
         assert (await kernel.os.memory_stat()).items == 0
         found = await kernel.os.evaluate(LENGTHS[:3], model="zero")
         assert found.metrics["accuracy"] == 1.0
+        await kernel.os.model_delete("zero")
+        with pytest.raises(SyscallError, match="no version zero"):
+            await kernel.os.classify(["one"], "zero")
 
     scene(body)
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llmos.cli import app
+from llmos.kernel.prompting import Prompting
 from llmos.memory.registry import Registry
 from llmos.syscalls.results import ModelVersion
 
@@ -115,3 +116,19 @@ def test_a_gate_of_the_settings_refuses(tmp_path: Path) -> None:
     (tmp_path / "llmos.toml").write_text(CONFIG + gate)
     assert llmos("promote", "first").exit_code != 0  # a scripted model cannot be measured
     assert told("show", "first")["is_promoted"] is False
+
+
+def test_the_examples_of_a_prompted_version_go_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[str] = []
+
+    async def forget(self: Prompting, version: ModelVersion) -> None:
+        forgotten.append(version.name)
+
+    monkeypatch.setattr(Prompting, "forget", forget)
+    registry = Registry(tmp_path / "state" / "models")
+    registry.add(ModelVersion(name="few", kind="prompt", base="scripted"))
+    registry.close()
+    assert told("delete", "few") == {"name": "few", "freed_bytes": 0}
+    assert forgotten == ["few"]
