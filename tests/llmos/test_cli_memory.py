@@ -194,4 +194,4 @@ def test_files_are_taken_in_searched_and_forgotten(tmp_path: Path) -> None:
     assert [Path(one["path"]).name for one in said("ls", "--files")] == ["bread.txt", "lamp.md"]
     assert "lamp.md" in llmos("ls", "--files").stdout
     assert said("forget", "-n", "documents", "--source", "files/lamp.md") == {"count": 1}
-    assert "1 changed" in llmos("add", "files").stdout
+    assert "1 new, 1 unchanged" in llmos("add", "files").stdout
