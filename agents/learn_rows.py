@@ -59,8 +59,8 @@ def written(rows: Sequence[LearnRow]) -> str:
 
 def read(text: str) -> list[LearnRow]:
     """The inverse of `written`."""
-    rows = [json.loads(line) for line in _lines(text)]
-    return [LearnRow(**{**row, "tools": tuple(row.get("tools", ()))}) for row in rows]
+    rows: list[JsonObject] = [json.loads(line) for line in _lines(text)]
+    return [LearnRow(**row)._replace(tools=tuple(row.get("tools", ()))) for row in rows]
 
 
 def from_traces(text: str) -> list[JsonObject]:

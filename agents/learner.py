@@ -14,6 +14,7 @@ a report too. Refuses to know what the tasks are, and how weights change.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -195,11 +196,20 @@ class _Loop:
         name = f"{self.plan.name}-{number}"
         rows = balanced(await self._rows_until(number), self.plan.data_share)
         path = f"{self.folder}/train-{number:03}.jsonl"
-        await self.os.write_text(path, written(rows))
+        text = written(rows)
+        await self.os.write_text(path, text)
         started = time.monotonic()
         known = {version.name: version for version in await self.os.model_list()}
         base, losses, tokens = None, list[Any](), 0
         if name in known:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if known[name].data_hashes.get("train") != digest:
+                raise SyscallError(
+                    "invalid",
+                    f"name: the version {name} was trained on other rows than this loop's; give "
+                    "the loop another name, or delete that version",
+                    field="name",
+                )
             base = known[name].base
         else:
             settings = {**DEFAULT_SETTINGS, **self.plan.settings}

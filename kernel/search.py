@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -140,6 +141,7 @@ class SearchJob:
             return
         if version is None:
             await self._of(trials.give_up, number)
+            await asyncio.to_thread(self._clear, name)
             await _say(trap, {"event": "pruned", "trial": number})
             return
         value = _metric_of(version, self._metric)
@@ -200,6 +202,10 @@ class SearchJob:
     def _trial_name(self, number: int) -> str:
         return f"{self.name}-{number}"
 
+    def _clear(self, trial: str) -> None:
+        """Remove the job's folder of a trial that is not gone on with: it may have checkpoints."""
+        shutil.rmtree(self._machinery.home / "jobs" / trial, ignore_errors=True)
+
     def _registered(self, name: str) -> ModelVersion | None:
         return next((one for one in self._machinery.registry().list() if one.name == name), None)
 
@@ -231,7 +237,13 @@ class SearchJob:
         for trial in found.trials:
             name = self._trial_name(trial.number)
             if name != found.best and name in known:
-                registry.remove(name)
+                try:
+                    registry.remove(name)
+                except SyscallError as problem:
+                    if problem.code != "busy":
+                        raise
+                    continue  # somebody found a use for it: it stays
+                self._clear(name)
 
     def _write_report(self, found: Searched, trials: Trials) -> Path:
         parts = search_parts(found, trials.plots())

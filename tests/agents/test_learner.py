@@ -7,6 +7,7 @@ at the trap, so that a test says how good each version is.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -65,7 +66,11 @@ class World:
         self.has_begun.set()
         if self.is_training_endless:
             await os.receive()
-        self.versions[name] = ModelVersion(name=name, kind="adapter", base="b")
+        (data,) = [one.data for one in self.trained if one.name == name][-1:]
+        digest = hashlib.sha256((await os.read_text(str(data))).encode()).hexdigest()
+        self.versions[name] = ModelVersion(
+            name=name, kind="adapter", base="b", data_hashes={"train": digest}
+        )
         return Trained(
             version=self.versions[name], losses=((1, 2.0), (2, 1.0)), tokens=1000
         ).model_dump(mode="json")
@@ -364,10 +369,23 @@ def test_a_version_that_was_trained_already_is_not_trained_again(
     loop: Callable[..., Loop],
 ) -> None:
     run = loop(**names(v_1=0.8))
-    run.world.versions["v-1"] = ModelVersion(name="v-1", kind="adapter", base="b")
     run(rounds=1)
-    assert run.world.trained == []
+    file = run.folder / "loop.jsonl"
+    kinds = [event["event"] for event in run.events()]
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[: kinds.index("trained")]))  # a crash before it was noted
+    run.world.promoted.clear()
+    run(rounds=1)
+    assert len(run.world.trained) == 1
     assert run.world.promoted == ["v-1"]
+
+
+def test_a_version_of_another_loop_is_not_taken_for_its_own(loop: Callable[..., Loop]) -> None:
+    run = loop(**names(v_1=0.8))
+    run.world.versions["v-1"] = ModelVersion(name="v-1", kind="adapter", base="b")
+    with pytest.raises(SyscallError, match="give the loop another name"):
+        run(rounds=1)
+    assert run.world.promoted == []
 
 
 def test_a_line_that_was_cut_by_a_crash_is_taken_off(loop: Callable[..., Loop]) -> None:

@@ -34,12 +34,18 @@ class Formula:
         self.registry = registry
         self.broken: set[int] = set()
         self.held: set[str] = set()
+        self.pinned = ""
         self._waiting: set[str] = set()
         self.names: list[str] = []
         self.began = asyncio.Event()
 
     async def finetune(
-        self, call: calls.Finetune, *, on_progress: Callable[[JsonObject], None], nice: int
+        self,
+        call: calls.Finetune,
+        *,
+        on_progress: Callable[[JsonObject], None],
+        nice: int,
+        pid: int,
     ) -> Trained:
         self.names.append(call.name)
         loss = abs(call.rank - 7) + call.dropout
@@ -55,7 +61,10 @@ class Formula:
                 self.began.set()
             await asyncio.Event().wait()
         version = ModelVersion(name=call.name, kind="prompt", base="b", metrics={"eval_loss": loss})
-        return Trained(version=self.registry.add(version), losses=())
+        version = self.registry.add(version)
+        if call.name == self.pinned:
+            self.registry.pin(call.name)
+        return Trained(version=version, losses=())
 
     def stop(self, name: str) -> None: ...
 
@@ -102,6 +111,20 @@ def test_a_search_keeps_the_best_version_alone(scene: Any, tmp_path: Path) -> No
     scene(body)
     page = (tmp_path / "searches" / "best" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
+
+
+def test_trials_leave_no_folders_and_one_that_is_needed_stays(scene: Any, tmp_path: Path) -> None:
+    async def body(kernel: Kernel, jobs: Formula) -> None:
+        for number in range(12):
+            (tmp_path / "jobs" / f"best-{number}" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "jobs" / "other").mkdir()
+        jobs.pinned = "best-1"
+        found = await searched(kernel, trials=12)
+        kept = {"other", found.best, "best-1"}
+        assert {path.name for path in (tmp_path / "jobs").iterdir()} == kept
+        assert {one.name for one in kernel.registry().list()} == {found.best, "best-1"}
+
+    scene(body)
 
 
 def test_trials_are_processes_of_the_search_and_may_run_side_by_side(scene: Any) -> None:
