@@ -120,13 +120,13 @@ def test_semantic_notes_that_say_nearly_the_same_are_kept_once(run: Any) -> None
     async def scenario(kernel: Kernel) -> None:
         notes = [
             Note(text="The pump in the cellar leaks.", kind="semantic"),
-            Note(text="In the cellar the pump leaks.", kind="semantic"),
+            Note(text="The pumps in the cellar leak!", kind="semantic"),
             Note(text="The pump in the cellar never leaks.", kind="semantic"),
         ]
         remembered = await kernel.os.remember(notes)
         assert remembered.duplicates == 1 and remembered.ids[0] == remembered.ids[1]
         again = await kernel.os.remember(
-            [Note(text="The cellar pump leaks in the", kind="semantic")]
+            [Note(text="the pump in the cellar leaks", kind="semantic")]
         )
         assert again.duplicates == 1
 

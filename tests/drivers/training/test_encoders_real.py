@@ -63,7 +63,7 @@ def test_names_are_found_by_how_they_are_written(minilm_path: Path, tmp_path: Pa
         for name in names
     ]
     rows += [TaggedRow((*["we", "all", "went", "home"],), ("O",) * 4, "none")]
-    fields = {"objective": "tag", "learning_rate": 1e-3, "max_steps": 12}
+    fields = {"objective": "tag", "learning_rate": 1e-3, "epochs": 30, "max_steps": 30}
     assert trained(minilm_path, tmp_path, rows, **fields)["f1"] == 1.0
     (found,) = TaskModel(tmp_path, None).tag([["then", "Julia", "Smith", "went", "home"]])
     assert [tag for tag, _ in found] == ["O", "B-x", "I-x", "O", "O"]
