@@ -139,7 +139,8 @@ def _tsv(path: Path, shown: _Shown) -> Records:
 def _separated(path: Path, shown: _Shown, delimiter: str) -> Records:
     """Rows of a file whose first line names the columns; a quoted field may span lines."""
     text = _text_of(path, shown)
-    csv.field_size_limit(len(text) + 1)  # the library's own is 128 KiB
+    # The limit is the whole process's, so it is only raised; the library's own is 128 KiB.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: Sequence[str] | None = None
     while True:

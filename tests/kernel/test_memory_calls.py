@@ -120,7 +120,7 @@ def test_semantic_notes_that_say_nearly_the_same_are_kept_once(run: Any) -> None
     async def scenario(kernel: Kernel) -> None:
         notes = [
             Note(text="The pump in the cellar leaks.", kind="semantic"),
-            Note(text="The pumps in the cellar leak!", kind="semantic"),
+            Note(text="THE pump in the CELLAR leaks", kind="semantic"),
             Note(text="The pump in the cellar never leaks.", kind="semantic"),
         ]
         remembered = await kernel.os.remember(notes)
