@@ -15,7 +15,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -136,17 +137,26 @@ def _tsv(path: Path, shown: _Shown) -> Records:
     return _separated(path, shown, "\t")
 
 
+@contextmanager
+def _long_fields(chars: int) -> Generator[None]:
+    """Within it CSV fields may be so long; the limit, 128 KiB at first, is the whole process's."""
+    before = csv.field_size_limit(chars)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _separated(path: Path, shown: _Shown, delimiter: str) -> Records:
     """Rows of a file whose first line names the columns; a quoted field may span lines."""
     text = _text_of(path, shown)
-    # The limit is the whole process's, so it is only raised; the library's own is 128 KiB.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: Sequence[str] | None = None
     while True:
         origin = shown.line(reader.line_num + 1)
         try:
-            cells = next(reader, None)
+            with _long_fields(len(text) + 1):
+                cells = next(reader, None)
         except csv.Error as problem:  # what follows cannot be told apart from this row
             yield refused(origin, "(line)", f"not CSV: {problem}; check its quotes")
             return
