@@ -34,12 +34,12 @@ SHARED: Mapping[str, Any] = {
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "full": {
         "method": "full",
-        "epochs": 3.0,
+        "epochs": 6.0,
         "learning_rate": 4e-4,
         "layer_decay": 0.9,
         "freeze": ("embeddings",),
     },
-    "lora": {"method": "lora", "epochs": 4.0, "learning_rate": 3e-3, "rank": 16},
+    "lora": {"method": "lora", "epochs": 8.0, "learning_rate": 1e-3, "rank": 16},
 }
 
 
