@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmos.drivers.contract import DeviceError, Feed, ModelSpec, Sampled
 from llmos.drivers.llama_cpp import LlamaCpp
+from llmos.drivers.llama_requantise import requantised
 from llmos.syscalls.options import GREEDY, Sampling
 
 pytestmark = pytest.mark.model
@@ -21,8 +22,10 @@ pytestmark = pytest.mark.model
 TEXT = "Seven bridges cross the river, and every evening someone lights the lamps on them all."
 SEQUENCES, REFERENCE = 5, 4  # the last sequence recomputes what the others hold
 WATCHED = Sampling(logprobs=2)
-# Natural-log units by which rounding moves logits when cells lie elsewhere in the buffer.
-ROUNDING = 0.2
+# Natural-log units by which rounding moves logits when cells lie elsewhere in the buffer, with
+# weights in 16 bits. The shipped file's products round their inputs to 8 bits: that moves them by
+# tenths, as much as a fault might.
+ROUNDING = 0.05
 
 
 def spec(path: Path, **changes: Any) -> ModelSpec:
@@ -30,9 +33,14 @@ def spec(path: Path, **changes: Any) -> ModelSpec:
     return ModelSpec("smollm2", path, **{**sizes, "threads": 1, **changes})
 
 
+@pytest.fixture(scope="module")
+def exact_path(smollm2_path: Path) -> Path:
+    return requantised(smollm2_path, "F16")
+
+
 @pytest.fixture(scope="module", params=["streams", "unified"])
-def opened(request: pytest.FixtureRequest, smollm2_path: Path) -> Iterator[LlamaCpp]:
-    model = LlamaCpp(spec(smollm2_path, kv_layout=request.param))
+def opened(request: pytest.FixtureRequest, exact_path: Path) -> Iterator[LlamaCpp]:
+    model = LlamaCpp(spec(exact_path, kv_layout=request.param))
     yield model
     model.close()
 
@@ -272,6 +280,7 @@ from pathlib import Path
 import psutil
 from llmos.drivers.contract import Feed, ModelSpec
 from llmos.drivers.llama_cpp import LlamaCpp
+from llmos.drivers.llama_requantise import requantised
 from llmos.drivers.llama_library import load_library
 from llmos.syscalls.options import GREEDY
 
