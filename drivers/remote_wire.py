@@ -13,7 +13,7 @@ from typing import Any, Literal
 from llmos.drivers.chat_model import ChatEnd, ChatRequest, UnsupportedError
 from llmos.drivers.contract import DeviceError
 from llmos.drivers.remote_dialect import Dialect
-from llmos.drivers.tool_text import write_tool_requests
+from llmos.drivers.tool_text import openai_tool_calls, write_tool_requests
 from llmos.syscalls.content import Message, ToolRequest
 from llmos.syscalls.results import ToolSpec
 from llmos.syscalls.values import JsonObject
@@ -144,17 +144,7 @@ def _message(message: Message) -> JsonObject:
     wire: JsonObject = {"role": message.role, "content": message.text}
     if message.tool_requests:
         wire["content"] = message.text or None
-        wire["tool_calls"] = [
-            {
-                "id": request.id,
-                "type": "function",
-                "function": {
-                    "name": request.name,
-                    "arguments": json.dumps(request.arguments, ensure_ascii=False),
-                },
-            }
-            for request in message.tool_requests
-        ]
+        wire["tool_calls"] = openai_tool_calls(message.tool_requests)
     if message.role == "tool":
         wire["tool_call_id"] = message.tool_request_id or ""
     return wire

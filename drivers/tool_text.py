@@ -136,3 +136,18 @@ def _type_name(schema: Any) -> str:
     if kind == "array":
         return f"list of {_type_name(schema.get('items', {}))}"
     return str(kind)
+
+
+def openai_tool_calls(requests: Sequence[ToolRequest]) -> list[JsonObject]:
+    """Requests as the `tool_calls` of a message in OpenAI's form, arguments as JSON text."""
+    return [
+        {
+            "id": request.id,
+            "type": "function",
+            "function": {
+                "name": request.name,
+                "arguments": json.dumps(request.arguments, ensure_ascii=False),
+            },
+        }
+        for request in requests
+    ]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from llmos.drivers.rows.fields import object_of, text_of
 from llmos.drivers.rows.problems import refused
+from llmos.drivers.tool_text import openai_tool_calls
 from llmos.syscalls.content import Message, assistant, system, user
 from llmos.syscalls.errors import invalid
 from llmos.syscalls.results import ToolSpec
@@ -78,17 +79,7 @@ def to_openai(message: Message) -> JsonObject:
     """A message of text and tool requests in OpenAI's form; `conversation` reads it back."""
     fields: JsonObject = {"role": message.role, "content": message.text}
     if message.tool_requests:
-        fields["tool_calls"] = [
-            {
-                "id": request.id,
-                "type": "function",
-                "function": {
-                    "name": request.name,
-                    "arguments": json.dumps(request.arguments, ensure_ascii=False),
-                },
-            }
-            for request in message.tool_requests
-        ]
+        fields["tool_calls"] = openai_tool_calls(message.tool_requests)
     if message.tool_request_id is not None:
         fields["tool_call_id"] = message.tool_request_id
     if message.name is not None:
