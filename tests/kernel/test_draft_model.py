@@ -119,7 +119,7 @@ def test_guesses_of_a_draft_model_do_not_change_what_is_said(
 
 
 def test_right_guesses_save_steps_and_the_device_says_how_many_were_kept(boot_kernel: Any) -> None:
-    calls = [asking(f"text {n}") for n in range(4)]
+    calls = [asking("text")]  # more could arrive a few steps apart, and steps are shared
     alone, both = Devices(), Devices()
     generate(boot_kernel, alone, calls, alone.setting(has_draft=False))
     _, device = generate(boot_kernel, both, calls)
