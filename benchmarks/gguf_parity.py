@@ -73,7 +73,8 @@ _MODEL = ModelConfig(source="smollm2", driver="torch", context_tokens=512)
 
 
 def opened(driver: DriverName, path: Path) -> LanguageModel:
-    spec = ModelSpec("smollm2", path, context_tokens=WINDOW, sequences=SEQUENCES, dtype="float32")
+    dtype = "float32" if driver == "torch" else "auto"
+    spec = ModelSpec("smollm2", path, context_tokens=WINDOW, sequences=SEQUENCES, dtype=dtype)
     return open_language_model(driver, spec)
 
 

@@ -1,10 +1,11 @@
 """Agents' tokens per second and time to the first token while a fine-tune of their model runs.
 
-Sides, alternating, each with the same number of agents, requests and new tokens:
+Sides, alternating, each with the same number of agents and new tokens of a request:
 - alone: nobody trains;
 - beside a job: `Finetune` of the same base, which gives way to inference;
 - beside a naive trainer: the same training as a plain process of ordinary priority, with a thread
-  for each core, which nobody pauses: what running a training script next to a server means.
+  for each core, which nobody pauses: what running a training script next to a server means. Its
+  rounds have fewer requests: they take ten times as long each.
 
 The trainers start before the first round and stand still (STOP) while it is not their turn. Each
 round has prompts of its own. Time to the first token is taken from the stream.
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
 
 AGENTS = 8
-REQUESTS = 4  # of each agent in a round
+REQUESTS = 12  # of each agent in a round: long enough for steps of training to be seen
+NAIVE_REQUESTS = 1
 NEW_TOKENS = 48
 PROMPT_WORDS = 40
 ROUNDS = 3
@@ -199,7 +201,8 @@ async def run(home: Path, rounds: int, requests: int) -> dict[str, list[Round]]:
             for number in range(rounds):
                 for place, (side, trainer) in enumerate(trainers.items()):
                     seed = number * len(trainers) + place
-                    made = await one_round(kernel, seed, requests, trainer)
+                    asked = NAIVE_REQUESTS if side == "naive" else requests
+                    made = await one_round(kernel, seed, asked, trainer)
                     sides[side].append(made)
         finally:
             process.kill()
@@ -234,7 +237,7 @@ def figures(sides: dict[str, list[Round]]) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    rounds, requests = (1, 2) if options.quick else (ROUNDS, REQUESTS)
+    rounds, requests = (1, 4) if options.quick else (ROUNDS, REQUESTS)
     with tempfile.TemporaryDirectory() as folder:
         return figures(asyncio.run(run(Path(folder), rounds, requests)))
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 PERIOD_S = 0.5
-BUSY_SHARE = 0.1  # of each period in which the worker runs while inference has work
+BUSY_SHARE = 0.15  # of each period in which the worker runs while inference has work
 LOOK_S = 0.02  # how often it is looked whether inference has work
 
 
