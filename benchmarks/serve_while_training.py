@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 AGENTS = 8
 REQUESTS = 12  # of each agent in a round: long enough for steps of training to be seen
-NAIVE_REQUESTS = 1
+NAIVE_REQUESTS = 2
 NEW_TOKENS = 48
 PROMPT_WORDS = 40
 ROUNDS = 3
@@ -50,7 +50,7 @@ DATA = Path(__file__).parent.parent / "tests" / "data" / "banking77_small.jsonl"
 RECIPE: dict[str, Any] = {
     "epochs": 1000.0,
     "max_steps": 100_000,
-    "batch_size": 4,
+    "batch_size": 1,  # windows of packed rows
     "eval_share": 0.0,
     "checkpoint_steps": 100_000,
     "learning_rate": 1e-4,

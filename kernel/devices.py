@@ -9,8 +9,13 @@ finds it loaded on its device. Event-loop thread only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Generator, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Hashable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -312,6 +317,16 @@ class Devices:
     def are_computing(self) -> bool:
         """Whether a model on this machine has work now."""
         return any(isinstance(one, Engine) and one.is_busy for one in self._engines.values())
+
+    @asynccontextmanager
+    async def resting(self, most_s: float) -> AsyncGenerator[None]:
+        """While entered, and `most_s` at most, no model on this machine starts a step."""
+        busy = [one for one in self._engines.values() if isinstance(one, Engine) and one.is_busy]
+        async with AsyncExitStack() as stack:
+            await asyncio.gather(
+                *(stack.enter_async_context(engine.resting(most_s)) for engine in busy)
+            )
+            yield
 
     def infos(self) -> tuple[DeviceInfo, ...]:
         """Every configured device, opened or not."""

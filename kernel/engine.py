@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -196,6 +196,24 @@ class Engine:
         if not self._post(run):
             raise self._not_ready()
         return await future
+
+    @asynccontextmanager
+    async def resting(self, most_s: float) -> AsyncGenerator[None]:
+        """While entered, and `most_s` at most, the device starts no step."""
+        loop = asyncio.get_running_loop()
+        reached: asyncio.Future[None] = loop.create_future()
+        over = threading.Event()
+
+        def rest() -> None:
+            loop.call_soon_threadsafe(settle, reached, None, None)
+            over.wait(most_s)
+
+        try:
+            if self._post(rest):
+                await reached
+            yield
+        finally:
+            over.set()
 
     def info(self) -> DeviceInfo:
         """The device as `llmos devices` and `Stat` show it."""

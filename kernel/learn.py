@@ -27,7 +27,7 @@ from llmos.kernel.job_folder import FolderErrors, JobFolder, settings_of, write_
 from llmos.kernel.job_record import KEPT_EVENTS, JobRecord, OnProgress
 from llmos.kernel.process import INIT
 from llmos.kernel.worker import Worker
-from llmos.kernel.yielding import Yielding
+from llmos.kernel.yielding import Inference, Yielding
 from llmos.memory.registry import Registry
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.evaluation import Evaluate
@@ -58,8 +58,7 @@ class ResolveBase(Protocol):
 class LearnJobs:
     """All training jobs of a kernel; one trains at a time and the others queue.
 
-    `threads` None is half of the processors, so that inference keeps the other half. `is_busy`
-    tells whether inference has work now, for the workers to give way to.
+    `threads` None is all processors: a worker and `inference`, where there is one, take turns.
     """
 
     def __init__(
@@ -70,15 +69,15 @@ class LearnJobs:
         resolve_base: ResolveBase,
         threads: int | None = None,
         grace_s: float = GRACE_S,
-        is_busy: Callable[[], bool] | None = None,
+        inference: Inference | None = None,
         redactor: str | None = None,
     ) -> None:
         self._folder = folder
         self._registry = registry
         self._resolve_base = resolve_base
-        self._threads = threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._threads = threads or len(os.sched_getaffinity(0))
         self._grace_s = grace_s
-        self._is_busy = is_busy
+        self._inference = inference
         self._redactor = redactor
         self._workers: dict[str, Worker] = {}
         self._held: set[str] = set()
@@ -143,7 +142,9 @@ class LearnJobs:
             await asyncio.to_thread(self._prepare_evaluation, call, folder, base, version)
             record = JobRecord(lambda _: None)
             try:
-                await self._worker(folder / "job.json", folder / "worker.log").run(record.hear)
+                worker = self._worker(folder / "job.json", folder / "worker.log")
+                async with Yielding(worker, self._inference):
+                    await worker.run(record.hear)
             except SyscallError as died:
                 record.raise_told(died)
                 raise
@@ -203,7 +204,7 @@ class LearnJobs:
             worker.hold(name in self._held)
             self._workers[name] = worker
             try:
-                async with Yielding(worker, self._is_busy):
+                async with Yielding(worker, self._inference):
                     await worker.run(hear)
             except SyscallError as died:
                 record.raise_told(died)

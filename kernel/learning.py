@@ -157,7 +157,7 @@ class Learning:
                 folder=self._settings.home / "jobs",
                 registry=self._registry(),
                 resolve_base=self._resolve_base,
-                is_busy=self._devices.are_computing,
+                inference=self._devices,
                 redactor=self._settings.redactor,
             )
         return self._jobs

@@ -34,6 +34,11 @@ class Worker:
         self._is_held = False
         self._is_paused = False
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds it, so that it would not go on after a pause."""
+        return self._is_held
+
     async def run(self, on_event: OnEvent) -> None:
         """Start the process and hand on its events until it ends.
 
