@@ -102,14 +102,19 @@ class Gate:
                 self._require(process, "programs", call.program)
                 if isinstance(call, c.Spawn) and call.client is not None:
                     self._require_init(process, "client", "for whom a process runs")
+                if call.nice is not None:
+                    self._require_nice(process, call.nice, process.nice)
             case c.SpawnGraph():
                 for node in call.nodes:
                     self._require(process, "programs", node.program)
             case c.Signal():
                 self._require_signal(process, call.pid)
             case c.Nice():
+                target = process if call.pid is None else self._table.get(call.pid)
                 if call.pid is not None:
                     self._require_signal(process, call.pid)
+                # What the caller could start anew at its own nice, it may also put back there.
+                self._require_nice(process, call.nice, min(process.nice, target.nice))
             case c.Publish() | c.Subscribe():
                 self._require(process, "topics", call.topic)
             case _:
@@ -138,6 +143,17 @@ class Gate:
             return
         if not self._table.descends(self._table.get(pid), process):
             raise _denied(process, "signal_any", "signal_any=True")
+
+    def _require_nice(self, process: Process, nice: int, least: int) -> None:
+        if nice < least and not process.capabilities.raise_priority:
+            raise SyscallError(
+                "denied",
+                f"process {process.pid} ({process.program}) cannot set a nice of {nice}: below "
+                f"{least} it takes raise_priority, which its parent can grant at spawn: "
+                f"Capabilities(raise_priority=True); ask for {least} or more",
+                capability="raise_priority",
+                least=least,
+            )
 
 
 def _denied(process: Process, capability: str, grant: str) -> SyscallError:

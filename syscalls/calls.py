@@ -470,7 +470,11 @@ class Signal(Call[r.Done]):
 
 
 class Nice(Call[r.Done]):
-    """Set a priority, -20 (first) to 19 (last); `pid` None is the caller."""
+    """Set a priority, -20 (first) to 19 (last); `pid` None is the caller.
+
+    Below the caller's own `nice`, and below what the process has, it takes the capability
+    `raise_priority`.
+    """
 
     op: Literal["nice"] = "nice"
     nice: int = Field(ge=-20, le=19)

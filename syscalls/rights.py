@@ -41,6 +41,7 @@ class Capabilities(Value):
 
     `read` and `write` are memory namespaces; `folders_read` and `folders_write` are absolute
     directories outside the process's home. The process's own namespace and home need no entry.
+    Without `raise_priority` nobody gets a lower `nice` through this process than it has itself.
     """
 
     models: frozenset[str] = frozenset()
@@ -54,6 +55,7 @@ class Capabilities(Value):
     learn: bool = False
     signal_any: bool = False
     observe_any: bool = False
+    raise_priority: bool = False
 
     def allows(self, kind: str, name: str) -> bool:
         """Whether `name` is allowed under the set-valued field called `kind`."""
@@ -88,6 +90,7 @@ ALL_CAPABILITIES = Capabilities(
     learn=True,
     signal_any=True,
     observe_any=True,
+    raise_priority=True,
 )
 
 

@@ -54,26 +54,13 @@ def not_async(os):
     return 1
 """
 
-CONFIG = """
-home = "state"
-cache = "cache"
-default_model = "scripted"
-[models.scripted]
-source = "scripted"
-driver = "scripted"
-"""
-
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with agents and a scripted model; no settings from outside."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
+def _folder(scripted_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with agents and a scripted model."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "agents", raising=False)
-    (tmp_path / "agents.py").write_text(AGENTS)
-    (tmp_path / "llmos.toml").write_text(CONFIG)
+    (scripted_folder / "agents.py").write_text(AGENTS)
 
 
 def llmos(*arguments: str, stdin: str = "") -> Result:
@@ -261,7 +248,8 @@ def test_a_pulled_model_is_listed_verified_and_removed(tiny_model_path: Path) ->
 
 
 def test_offline_nothing_is_pulled() -> None:
-    Path("llmos.toml").write_text(CONFIG.replace("home =", "offline = true\nhome ="))
+    config = Path("llmos.toml")
+    config.write_text("offline = true\n" + config.read_text())
     result = llmos("pull", "smollm2")
     assert result.exit_code == 4
     assert "offline is set" in result.stderr

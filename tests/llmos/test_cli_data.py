@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,8 @@ HOME = "state"
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "llmos.toml").write_text(f'home = "{HOME}"\n')
+def _home(work_folder: Path) -> None:
+    (work_folder / "llmos.toml").write_text(f'home = "{HOME}"\n')
 
 
 def llmos(*arguments: str) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,14 +20,6 @@ from llmos.exits import UsageError
 from llmos.syscalls.errors import SyscallError
 from llmos.training_view import EventLines, TrainingView, told
 
-CONFIG = """
-home = "state"
-cache = "cache"
-default_model = "scripted"
-[models.scripted]
-source = "scripted"
-driver = "scripted"
-"""
 PRACTICE = """
 async def main(os, *, split, count, adapter=None, **options):
     episode = {"task": "t", "kind": "k", "said": "s", "reward": 0.0, "messages": []}
@@ -46,12 +37,9 @@ PROGRESS = {
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "practice.py").write_text(PRACTICE)
-    (tmp_path / "llmos.toml").write_text(CONFIG)
+def _folder(scripted_folder: Path) -> None:
+    """A working folder with a scripted model and a program to practise."""
+    (scripted_folder / "practice.py").write_text(PRACTICE)
 
 
 def llmos(*arguments: str) -> Result:

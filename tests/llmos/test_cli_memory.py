@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,8 @@ DIMENSIONS = 384
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "llmos.toml").write_text('home = "state"\n')
+def _home(work_folder: Path) -> None:
+    (work_folder / "llmos.toml").write_text('home = "state"\n')
 
 
 def llmos(*arguments: str) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,14 @@ from llmos.kernel.prompting import Prompting
 from llmos.memory.registry import Registry
 from llmos.syscalls.results import ModelVersion
 
-CONFIG = """
-home = "state"
-cache = "cache"
-default_model = "scripted"
-[models.scripted]
-source = "scripted"
-driver = "scripted"
-"""
-
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _folder(scripted_folder: Path) -> None:
     """A working folder with a scripted model, and two versions of it."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
-    (tmp_path / "llmos.toml").write_text(CONFIG)
-    (tmp_path / "trained").mkdir()
-    (tmp_path / "trained" / "weights").write_text("1234")
-    registry = Registry(tmp_path / "state" / "models")
+    trained = scripted_folder / "trained"
+    trained.mkdir()
+    (trained / "weights").write_text("1234")
+    registry = Registry(scripted_folder / "state" / "models")
     for name, parent in (("first", "scripted"), ("second", "first")):
         registry.add(
             ModelVersion(
@@ -42,7 +29,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 kind="adapter",
                 base="scripted",
                 parent=parent,
-                path=str(tmp_path / "trained"),
+                path=str(trained),
                 metrics={"loss": 0.5},
             )
         )
@@ -113,7 +100,8 @@ def test_an_unknown_version_is_one_line_with_the_known_ones() -> None:
 def test_a_gate_of_the_settings_refuses(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text("{}\n")
     gate = '[[gates.scripted]]\nname = "g"\ndata = "set.jsonl"\nmetric = "loss"\nat_most = 1\n'
-    (tmp_path / "llmos.toml").write_text(CONFIG + gate)
+    with (tmp_path / "llmos.toml").open("a") as config:
+        config.write(gate)
     assert llmos("promote", "first").exit_code != 0  # a scripted model cannot be measured
     assert told("show", "first")["is_promoted"] is False
 

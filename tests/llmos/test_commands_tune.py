@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,13 @@ from llmos.memory.tuned import Choice, WeightsName
 from llmos.tuning import Room
 from llmos.tuning_run import Subject, tune, tune_pulled
 
-CONFIG = """
-home = "state"
-cache = "cache"
-[models.scripted]
-source = "scripted"
-driver = "scripted"
-"""
-
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with settings of its own, on a machine that may have been tuned."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [name for name in os.environ if name.startswith("LLMOS_")]:
-        monkeypatch.delenv(variable)
+def _folder(scripted_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scripted model beside the default one, on a machine that may have been tuned."""
     monkeypatch.setattr("llmos.weights.recall", tuned_module.recall)
-    (tmp_path / "llmos.toml").write_text(CONFIG)
+    config = scripted_folder / "llmos.toml"
+    config.write_text(config.read_text().replace('default_model = "scripted"\n', ""))
 
 
 def llmos(*arguments: str) -> Result:
