@@ -149,7 +149,12 @@ class Kernel:
             registry=self.registry,
             files=self.files,
             spawn=lambda parent, job: self._start(
-                parent, "finetune", job.run, shown=(job.name,), nice=JOB_NICE, prepare=job.prepare
+                parent,
+                "finetune",
+                job.run,
+                shown=(job.name,),
+                nice=max(JOB_NICE, parent.nice),
+                prepare=job.prepare,
             ),
         )
         self.release = Release(
@@ -301,7 +306,8 @@ class Kernel:
             home=self.settings.home,
         )
         job = SearchJob(machinery, call)
-        return self._start(process, "search", job.run, shown=(job.name,), nice=JOB_NICE)
+        nice = max(JOB_NICE, process.nice)
+        return self._start(process, "search", job.run, shown=(job.name,), nice=nice)
 
     def spawn_graph(self, process: Process, call: calls.SpawnGraph) -> Spawned:
         """Start a task graph as a job."""

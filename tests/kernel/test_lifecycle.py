@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -292,6 +293,67 @@ def test_a_grant_that_the_parent_lacks_is_refused(boot_kernel: Any) -> None:
             assert exited.error.fields["capability"] == "tools:python"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_a_lower_nice_than_ones_own_takes_a_capability(boot_kernel: Any, is_allowed: bool) -> None:
+    async def refused(call: Awaitable[Any]) -> tuple[Any, ...] | None:
+        try:
+            await call
+        except SyscallError as problem:
+            return problem.code, problem.fields["capability"], problem.fields["least"]
+        return None
+
+    async def climber(os: OS) -> list[Any]:
+        """Try to get before others: by a child, by itself and by a child that steps back first."""
+        child = await os.spawn(wait_for_mail, nice=9)
+        found = [
+            await refused(os.spawn(wait_for_mail, nice=4)),
+            await refused(os.nice(4)),
+            await refused(os.nice(4, pid=child)),
+        ]
+        await os.nice(5, pid=child)
+        return found
+
+    async def scenario() -> list[Any]:
+        async with boot_kernel() as kernel:
+            rights = Capabilities(programs=frozenset({"*"}), raise_priority=is_allowed)
+            pid = await kernel.os.spawn(climber, capabilities=rights, nice=5)
+            return await kernel.os.result(pid)
+
+    expected = None if is_allowed else ["denied", "raise_priority", 5]
+    assert asyncio.run(scenario()) == [expected] * 3
+
+
+def test_who_stepped_back_needs_the_capability_to_come_forward_again(boot_kernel: Any) -> None:
+    async def modest(os: OS) -> str:
+        await os.nice(10)
+        try:
+            await os.nice(0)
+        except SyscallError as problem:
+            return problem.message
+        return ""
+
+    async def scenario() -> str:
+        async with boot_kernel() as kernel:
+            pid = await kernel.os.spawn(modest, capabilities=Capabilities(), nice=0)
+            return await kernel.os.result(pid)
+
+    message = asyncio.run(scenario())
+    assert "Capabilities(raise_priority=True)" in message
+    assert "ask for 10 or more" in message
+
+
+def test_a_program_inherits_the_right_to_come_first(boot_kernel: Any) -> None:
+    async def eager(os: OS) -> int:
+        child = await os.spawn(wait_for_mail, nice=-10)
+        return next(info.nice for info in (await os.ps()) if info.pid == child)
+
+    async def scenario() -> int:
+        async with boot_kernel() as kernel:
+            return await kernel.os.result(await kernel.os.spawn(eager))
+
+    assert asyncio.run(scenario()) == -10
 
 
 @pytest.mark.parametrize(
