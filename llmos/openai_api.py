@@ -245,8 +245,9 @@ class StreamOptions(Wire):
 class GenerateRequest(Wire):
     """What chat and plain completions share.
 
-    `top_k`, `min_p`, `repetition_penalty` and `nice` are additions. `user` is who gets a fair share
-    and whose conversations share KV; without it, that is all who call from one address.
+    `top_k`, `min_p`, `repetition_penalty`, `nice` and `deadline_s` are additions; after `deadline_s`
+    seconds nobody waits for the answer any more. `user` is who gets a fair share and whose
+    conversations share KV; without it, that is all who call from one address.
 
     The defaults are OpenAI's: temperature 1, not the greedy choice of `os.generate`.
     """
@@ -269,6 +270,7 @@ class GenerateRequest(Wire):
     stream_options: StreamOptions = StreamOptions()
     user: str | None = None
     nice: int = Field(default=0, ge=-20, le=19)
+    deadline_s: float | None = Field(default=None, gt=0.0)
 
 
 class ChatRequest(GenerateRequest):

@@ -82,6 +82,7 @@ def chat_calls(request: ChatRequest, target: Target) -> list[Generate]:
             stop=_stop(request),
             constraint=_constraint(request, tools),
             tool_specs=tools.specs,
+            deadline_s=request.deadline_s,
         )
         for choice in range(request.n)
     ]
@@ -100,6 +101,7 @@ def completion_calls(request: CompletionRequest, target: Target) -> list[Generat
             sampling=_sampling(request, choice, request.logprobs),
             max_tokens=request.max_tokens,
             stop=_stop(request),
+            deadline_s=request.deadline_s,
         )
         for prompt in prompts
         for choice in range(request.n)

@@ -49,6 +49,23 @@ def schema_of(call: Generate) -> dict[str, Any]:
     return call.constraint.json_schema
 
 
+# --- additions ------------------------------------------------------------------------------------
+
+
+def test_a_deadline_is_a_field_of_both_kinds_of_request():
+    (call,) = chat(deadline_s=2.5)
+    assert call.deadline_s == 2.5
+    body = b'{"model": "m", "prompt": "on", "deadline_s": 3}'
+    (call,) = completion_calls(parse(CompletionRequest, body), TARGET)
+    assert call.deadline_s == 3.0
+    assert chat()[0].deadline_s is None
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, "soon"])
+def test_a_deadline_that_is_no_time_is_refused(deadline_s: Any):
+    assert refusal(deadline_s=deadline_s) == ("invalid", "deadline_s")
+
+
 # --- messages -------------------------------------------------------------------------------------
 
 

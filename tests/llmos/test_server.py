@@ -24,6 +24,7 @@ import llmos
 from llmos.agents.handle import OS
 from llmos.drivers.contract import DeviceError, Feed, LanguageModel, ModelSpec
 from llmos.drivers.scripted import Scripted
+from llmos.kernel.clock import Clock, VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting, Settings
 from llmos.server import Server, create_app, serve
@@ -114,6 +115,7 @@ async def site(
     pace: Pace | None = None,
     max_body_bytes: int = 100_000,
     hosts: Sequence[str] | None = None,
+    clock: Clock | None = None,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     spec = ModelSpec("scripted", Path("scripted"), context_tokens=WINDOW)
@@ -124,7 +126,7 @@ async def site(
 
     model = ModelSetting("scripted", "scripted", "scripted", open_driver)
     known = Settings(home=home, models={"scripted": model}, default_model="scripted", **settings)
-    kernel = Kernel(known, bind=OS, programs={})
+    kernel = Kernel(known, bind=OS, programs={}, clock=clock)
     listening = socket.create_server(("127.0.0.1", 0))
     server = Server(create_app(kernel, max_body_bytes=max_body_bytes, hosts=hosts))
     serving = asyncio.create_task(server.serve([listening]))
@@ -412,6 +414,45 @@ def test_a_full_queue_asks_to_come_back(tmp_path: Path):
         assert caught.value.response.headers["x-should-retry"] == "true"
 
     run(tmp_path, body, max_queued=0)
+
+
+def test_an_answer_that_is_not_done_by_its_deadline_is_dropped(tmp_path: Path):
+    pace, clock = Pace(), VirtualClock()
+
+    async def body(there: Site) -> None:
+        client = there.client.with_options(max_retries=2)
+        asking = asyncio.create_task(
+            client.chat.completions.create(
+                model="scripted", messages=ENDLESS, extra_body={"deadline_s": 5}
+            )
+        )
+        await pace.stepping()
+        clock.advance(6)
+        pace.allow()
+        with pytest.raises(openai.InternalServerError, match="deadline") as caught:
+            await asking
+        assert (caught.value.status_code, caught.value.code) == (504, "timeout")
+        assert await there.running() == []
+
+    run(tmp_path, body, pace=pace, clock=clock)
+
+
+def test_a_stream_whose_deadline_passes_ends_with_the_error(tmp_path: Path):
+    pace, clock = Pace(), VirtualClock()
+
+    async def body(there: Site) -> None:
+        pace.allow(3)
+        stream = await there.chat(ENDLESS, stream=True, extra_body={"deadline_s": 5})
+        await anext(aiter(stream))
+        clock.advance(6)
+        pace.allow()
+        with pytest.raises(openai.APIError, match="deadline") as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.code == "timeout"
+        assert await there.running() == []
+
+    run(tmp_path, body, pace=pace, clock=clock)
 
 
 def test_an_image_is_refused_while_no_model_reads_it(tmp_path: Path):
