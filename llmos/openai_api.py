@@ -245,8 +245,8 @@ class StreamOptions(Wire):
 class GenerateRequest(Wire):
     """What chat and plain completions share.
 
-    `top_k`, `min_p`, `repetition_penalty`, `nice` and `deadline_s` are additions; after `deadline_s`
-    seconds nobody waits for the answer any more. `user` is who gets a fair share and whose
+    `top_k`, `min_p`, `repetition_penalty`, `nice` and `deadline_s` are additions: `deadline_s`
+    seconds on, nobody waits for the answer any more. `user` is who gets a fair share and whose
     conversations share KV; without it, that is all who call from one address.
 
     The defaults are OpenAI's: temperature 1, not the greedy choice of `os.generate`.
