@@ -34,6 +34,7 @@ from llmos.kernel.settings import ANY, ModelSetting, Settings
 from llmos.kernel.swaps import Swaps
 from llmos.kernel.trace import Tracer
 from llmos.memory.registry import Registry
+from llmos.memory.spending import Spending
 from llmos.memory.tiers import Tiers, share_of_memory
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import DeviceInfo, LedgerEntry, ModelVersion
@@ -67,6 +68,7 @@ class Devices:
             open=self._open_beside,
             attach=self._take,
         )
+        self._spending = Spending(settings.home)
         self._is_stopped = False
         self._held_pids: set[int] = set()
 
@@ -361,6 +363,7 @@ class Devices:
         self._is_stopped = True
         await self._swaps.stop()
         await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+        self._spending.close()
         await self.encoders.stop()
 
     async def _open(self, setting: ModelSetting) -> Device:
@@ -371,10 +374,11 @@ class Devices:
         version = self._swaps.wanted(setting)
         try:
             files = await self._swaps.files(setting, version)
+            engine = self._make(setting, files)
         except SyscallError as problem:
             self._failed[setting.name] = (self._clock.now(), problem)
             raise
-        engine = self._engines[setting.name] = self._make(setting, files)
+        self._engines[setting.name] = engine
         self._swaps.made(engine, version)
         if broken is not None:
             await broken.stop()
@@ -423,7 +427,7 @@ class Devices:
                 policy=make_policy(self._settings.policy, self._settings.scheduling),
                 clock=self._clock,
                 concurrency=remote.concurrency,
-                budget=Budget(setting.name, remote.prices or Prices()),
+                budget=Budget(setting.name, remote.prices or Prices(), self._spending),
                 max_queued=self._settings.max_queued,
             )
         open_driver = setting.open

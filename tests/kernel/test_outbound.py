@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from llmos.kernel.budget import Prices
 from llmos.kernel.clock import VirtualClock
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.settings import ModelSetting, RemoteSetting
+from llmos.memory.spending import SPENDING_FILE
 from llmos.syscalls.calls import Generate
 from llmos.syscalls.content import ToolRequest, assistant, user
 from llmos.syscalls.errors import SyscallError
@@ -340,6 +342,33 @@ def test_a_spent_budget_refuses_and_cuts(boot_kernel: BootKernel) -> None:
     end = ChatEnd("length", prompt_tokens=2, completion_tokens=8)
     prices = Prices(price_in=1000, price_out=2000, tokens=10)
     run(boot_kernel, lambda: ScriptedChat(lambda asked: ["a", end]), body, prices=prices)
+
+
+def test_a_budget_outlives_the_kernel(boot_kernel: BootKernel) -> None:
+    end = ChatEnd("length", prompt_tokens=2, completion_tokens=8)
+    prices = Prices(price_in=1000, price_out=2000, tokens=10)
+
+    async def spend(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        await os.generate("hi", max_tokens=500)
+
+    async def broke(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        refused = await refusal(os.generate("hi"))
+        assert (refused.code, refused.fields["used"]) == ("quota_exceeded", 10)
+        assert (await os.stat()).devices[0].spent == pytest.approx(0.018)
+
+    for body in (spend, broke):
+        run(boot_kernel, lambda: ScriptedChat(lambda asked: ["a", end]), body, prices=prices)
+
+
+def test_a_budget_whose_record_is_damaged_refuses_the_model(
+    boot_kernel: BootKernel, tmp_path: Path
+) -> None:
+    (tmp_path / SPENDING_FILE).write_bytes(b"rubbish" * 1000)
+
+    async def body(os: OS, chat: ScriptedChat, kernel: Any) -> None:
+        assert (await refusal(os.generate("hi"))).code == "storage"
+
+    run(boot_kernel, lambda: ScriptedChat(lambda asked: said("a")), body, prices=Prices(tokens=10))
 
 
 def test_what_was_never_begun_costs_nothing(boot_kernel: BootKernel) -> None:
