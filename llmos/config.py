@@ -36,6 +36,7 @@ Sharing = Literal["lineage", "all", "none"]
 FILE_NAME = "llmos.toml"
 _PREFIX = "LLMOS_"
 _FILE_VARIABLE = "LLMOS_CONFIG"
+_DEVICE = r"^(cpu|cuda(:\d+)?)$"
 
 
 class Settings(Value):
@@ -64,7 +65,7 @@ class ModelConfig(Settings):
 
     source: str = Field(min_length=1)
     driver: DriverName
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=_DEVICE)
     dtype: str = "auto"
     context_tokens: int = Field(default=4096, ge=64)
     sequences: int = Field(default=16, ge=1, le=256)
@@ -135,7 +136,7 @@ class EmbeddingConfig(Settings):
 
     name: str = Field(default="minilm", min_length=1)
     source: str = Field(default="minilm", min_length=1)
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=_DEVICE)
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     query_prefix: str | None = None
@@ -149,7 +150,7 @@ class RerankerConfig(Settings):
 
     source: str = Field(min_length=1)
     name: str = Field(default="reranker", min_length=1)
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=_DEVICE)
     dtype: str = "auto"
     threads: int | None = Field(default=None, ge=1)
 
@@ -206,7 +207,7 @@ class ServingConfig(Settings):
     """
 
     task_bytes: int = Field(default=512 * 2**20, ge=0)
-    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="cpu", pattern=_DEVICE)
     max_adapters: int = Field(default=32, ge=1)
     adapter_bytes: int = Field(default=1024 * 2**20, ge=0)
 
@@ -545,7 +546,10 @@ def _config_error(shape: type[Settings], problem: ValidationError) -> ConfigErro
             allowed = get_args(shape.model_fields[path[0]].annotation)
             return ConfigError(field, f"{value!r} is not allowed{_suggestion(str(value), allowed)}")
         case "string_pattern_mismatch" if path[-1] == "device":
-            return ConfigError(field, f"{value!r} is not a device; write cpu, cuda, cuda:N or mps")
+            remedy = "write cpu, cuda or cuda:N"
+            if value == "mps":
+                remedy = "no driver computes on Apple's GPUs; write cpu"
+            return ConfigError(field, f"{value!r} is not a device here; {remedy}")
         case _:
             return ConfigError(field, f"{value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}")
 

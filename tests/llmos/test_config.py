@@ -140,8 +140,15 @@ def test_a_config_is_frozen() -> None:
         (
             {"models": {"a": {"source": "a", "driver": "torch", "device": "gpu"}}},
             "models.a.device",
-            "'gpu' is not a device; write cpu, cuda, cuda:N or mps",
+            "'gpu' is not a device here; write cpu, cuda or cuda:N",
         ),
+        (
+            {"models": {"a": {"source": "a", "driver": "torch", "device": "mps"}}},
+            "models.a.device",
+            "'mps' is not a device here; no driver computes on Apple's GPUs; write cpu",
+        ),
+        ({"embedding": {"device": "mps"}}, "embedding.device", "Apple's GPUs; write cpu"),
+        ({"serving": {"device": "mps"}}, "serving.device", "Apple's GPUs; write cpu"),
         (
             {"models": {"a": {"source": "a", "driver": "torch", "treads": 1}}},
             "models.a.treads",
