@@ -130,12 +130,10 @@ def routed(all_steps: Sequence[Step], home: Path, **how: Any) -> dict[str, Any]:
     for place, step in enumerate(all_steps):
         done = train(step.train, **LORA, **how, seed=place)
         seconds += done.seconds
-        parts.append(
-            Part(step.name, _written(done.built.save, home / f"part-{step.name}"), step.train)
-        )
+        parts.append(Part(step.name, _written(done.built.save, home / f"part-{step.name}")))
         folder = home / f"router-{step.name}"
         folder.mkdir()
-        join(parts, Path(encoder_folder()), folder)
+        join(parts, folder)
         matrix.learnt(step.name, accuracies(folder, all_steps[: place + 1]))
     return _figures(matrix, seconds)
 

@@ -134,6 +134,31 @@ def save_heads(network: Any, folder: Path, *, router: Router | None = None) -> N
     save_file(tensors, folder / HEADS)
 
 
+def join_heads(folders: Sequence[Path], target: Path, *, router: Router) -> None:
+    """Write the heads of task folders, one folder after the other, into another, with a router.
+
+    Raises: DeviceError for a damaged file; OSError.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    found = {_ROUTER + name: one.contiguous() for name, one in router._asdict().items()}
+    first = 0
+    for folder in folders:
+        try:
+            tensors = load_file(folder / HEADS)
+        except (OSError, SafetensorError) as problem:
+            raise DeviceError(f"the heads of {folder} are damaged: {problem}") from problem
+        places: set[int] = set()
+        for name, one in tensors.items():
+            if not name.startswith(_ROUTER):
+                place, _, weight = name.partition(".")
+                found[f"{first + int(place)}.{weight}"] = one
+                places.add(int(place))
+        first += len(places)
+    save_file(found, target / HEADS)
+
+
 # --- the forward pass -----------------------------------------------------------------------------
 
 

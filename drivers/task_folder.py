@@ -6,6 +6,7 @@
     adapter/           a peft adapter on the base's encoder, or
     adapters/PLACE/    one such adapter for each head; then the heads' file has a router too, which
                        says whose adapter a text is for
+    classes.safetensors  of adapters that can be joined: sums over each class's vectors
 
 Owns these names and the settings file. Refuses to know tensors and what is computed with them.
 """
@@ -25,6 +26,7 @@ Layout = Literal["body", "adapter", "adapters", "base"]
 
 SETTINGS, HEADS = "task.json", "head.safetensors"
 BODY, ADAPTER, ADAPTERS = "body", "adapter", "adapters"
+CLASSES = "classes.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

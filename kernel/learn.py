@@ -25,6 +25,7 @@ from llmos.drivers.training.methods import check_method
 from llmos.drivers.training.provenance import code_version
 from llmos.kernel.job_folder import FolderErrors, JobFolder, settings_of, write_rows
 from llmos.kernel.job_record import KEPT_EVENTS, JobRecord, OnProgress
+from llmos.kernel.job_sources import check_join, joined_folders, replayed_files
 from llmos.kernel.process import INIT
 from llmos.kernel.worker import Worker
 from llmos.kernel.yielding import Inference, Yielding
@@ -104,7 +105,7 @@ class LearnJobs:
         try:
             check_method(call.method, device=call.device or "cuda")
             await asyncio.to_thread(self._check_unused, call.name)
-            needed = await asyncio.to_thread(self._chain, call.base)
+            needed = await asyncio.to_thread(self._needed, call)
             with self._registry.used(needed, pid):
                 if self._turn.locked():
                     on_progress({"event": "queued"})
@@ -229,6 +230,11 @@ class LearnJobs:
                 field="name",
             )
 
+    def _needed(self, call: Finetune) -> tuple[str, ...]:
+        """The versions that a job is made from, and those on whose weights they stand."""
+        names = (call.base, *call.join)
+        return tuple(dict.fromkeys(one for name in names for one in self._chain(name)))
+
     def _chain(self, name: str | None) -> tuple[str, ...]:
         """A version of this name, and the versions on whose weights it stands."""
         known = {version.name: version for version in self._registry.list()}
@@ -240,6 +246,7 @@ class LearnJobs:
 
     def _start(self, call: Finetune) -> _Start:
         """What a call's base is: a version to go on from, or a base."""
+        check_join(call)
         if call.scratch is not None:
             if call.base is not None or call.objective != "pretrain":
                 raise SyscallError(
@@ -259,6 +266,13 @@ class LearnJobs:
                 "invalid",
                 f"base: {parent.name} is a version of kind {parent.kind}, which has no weights to "
                 "go on from",
+                field="base",
+            )
+        if call.join:
+            raise SyscallError(
+                "invalid",
+                f"base: with join the rows train an adapter on the base itself, not on the version "
+                f"{parent.name}",
                 field="base",
             )
         files = self._registry.load(parent.name)
@@ -290,7 +304,9 @@ class LearnJobs:
             parent_kind=_kind(parent.kind) if parent is not None and has_files else None,
             data=data,
             data_name=data_name,
-            replay_data=self._replayed(call),
+            replay_data=replayed_files(self._registry, call.replay),
+            name=call.name,
+            join_folders=joined_folders(self._registry, call, base=base.name),
             redactor=self._redactor,
             threads=self._threads,
             nice=_system_nice(nice),
@@ -299,23 +315,6 @@ class LearnJobs:
         )
         folder.write_job(job)
         return job
-
-    def _replayed(self, call: Finetune) -> tuple[str, ...]:
-        """The files of rows that a call replays: those it names, and those of its versions."""
-        if call.replay is None:
-            return ()
-        paths = list(call.replay.paths)
-        for name in call.replay.versions:
-            path = self._registry.get(name).card.get("data", {}).get("path")
-            if not isinstance(path, str) or not Path(path).exists():
-                raise SyscallError(
-                    "invalid",
-                    f"replay: the rows that {name} was trained on are not here any more; name "
-                    "their file in paths",
-                    field="replay",
-                )
-            paths.append(path)
-        return tuple(paths)
 
     def _measured(self, call: Evaluate) -> _Start:
         """The base that is measured, and the version on it."""
@@ -381,12 +380,11 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
     """The registry's entry: where its files are, how good it is, and from what it was made."""
     told = record.last["start"]
     counts = {key: value for key, value in told.items() if key not in ("event", "data_hashes")}
-    before = None if call.scratch is not None else start.base.name
     return ModelVersion(
         name=call.name,
         kind=told["kind"],
         base=start.base.name,
-        parent=before if start.parent is None else start.parent.name,
+        parent=_made_from(call, start),
         path=job.output,
         metrics=record.metrics(),
         data_hashes=_by_purpose(job, told["data_hashes"]),
@@ -401,6 +399,15 @@ def _version(call: Finetune, start: _Start, job: TrainJob, record: JobRecord) ->
             "curves": record.curves(),
         },
     )
+
+
+def _made_from(call: Finetune, start: _Start) -> str | None:
+    """A version's parent: what it goes on from, the first that it joins, or the base."""
+    if start.parent is not None:
+        return start.parent.name
+    if call.join:
+        return call.join[0]
+    return None if call.scratch is not None else start.base.name
 
 
 def _by_purpose(job: TrainJob, hashes: dict[str, str]) -> dict[str, str]:

@@ -42,7 +42,7 @@ AT_ONCE = 32  # generations of one call under way at a time
 _NOTES_AT_ONCE = 256
 _OBJECTIVES = ("classify", "instruct")
 # Fields that would say which rows there are, or what else becomes of them.
-_OF_TRAINING = ("tasks", "replay", "scratch", "average", "test_data")
+_OF_TRAINING = ("tasks", "replay", "join", "scratch", "average", "test_data")
 
 Generate = Callable[[Process, calls.Generate], Awaitable[Generated]]
 

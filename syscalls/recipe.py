@@ -93,6 +93,10 @@ class Recipe(NamedFields):
     With the method "prompt" nothing is trained: `shots` of the rows that are most like a text are
     shown before it (0: none), after `instruction`.
 
+    `join` names versions of the objective classify and the method lora on the same base: the rows
+    train an adapter of their own, and the version has all of them, with a router that sends each
+    text to the one that learnt its kind.
+
     `average` is the share of the parent version in the final weights. `tasks` with `temperature`
     is a mixture, in place of rows of its own. `scratch` is a new model to pre-train, in place of a
     base. `redact` takes personal data out of the rows. `precision` is that of the weights which are
@@ -129,6 +133,7 @@ class Recipe(NamedFields):
     shots: int = Field(default=4, ge=0, le=64)
     instruction: str | None = None
     replay: ReplaySpec | None = None
+    join: tuple[str, ...] = ()
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
     tasks: tuple[TaskSpec, ...] = ()
     temperature: float = Field(default=1.0, gt=0)

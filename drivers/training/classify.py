@@ -10,14 +10,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos.drivers import encoder_net
 from llmos.drivers.metrics.labels import score_labels
 from llmos.drivers.rows.kinds import LabelledRow
 from llmos.drivers.task_folder import TaskHead
-from llmos.drivers.training.encoder import Encoder, by_length, mean_vectors, open_encoder, rate
+from llmos.drivers.training.class_sums import sums_of_items
+from llmos.drivers.training.encoder import (
+    Encoder,
+    base_name,
+    by_length,
+    mean_vectors,
+    open_encoder,
+    rate,
+)
 from llmos.drivers.training.job import TrainJob
+from llmos.drivers.training.joining import Part, check_parts, joined_to
 from llmos.drivers.training.objectives import Rows
 from llmos.drivers.training.task import Built, Encoded, Item, Measured
 from llmos.syscalls.errors import SyscallError
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 
 SCALE = 16.0  # of the first weights: how sure the nearest class mean makes the head
 MEAN_OF = 20  # rows of a class, at most, in its first weights: more change little
+SUMS_OF = 200  # rows of a class, at most, that a router is made from
 SMOOTHING = 0.1  # share of a target that goes to all classes alike
 
 
@@ -167,13 +178,28 @@ def _first_of_each(items: Sequence[Item], *, most: int) -> list[Item]:
 def build(job: TrainJob, device: str, rows: Rows) -> Built:
     """A classifier of the labels in the training rows, ready to train.
 
-    Raises: SyscallError("invalid") when they have only one label; DeviceError.
+    What it writes is joined to the versions in the job's `join`.
+    Raises: SyscallError("invalid") when they have only one label, or for a version that cannot be
+    joined; DeviceError.
     """
     head = head_of(rows.train)
+    parts = [Part(*one) for one in zip(job.join, map(Path, job.join_folders), strict=True)]
+    check_parts(parts, base=base_name(job))
     encoder = open_encoder(job, device, [head])
     task = ClassifyTask(encoder)
-    task.begin(task.encode(rows.train).items)
-    return Built(encoder.network, task, encoder.save, rate(job), kind="task")
+    items = task.encode(rows.train).items
+    task.begin(items)
+    sums = sums_of_items(encoder, _first_of_each(items, most=SUMS_OF))
+
+    def save(folder: Path) -> None:
+        encoder.save(folder)
+        if sums is not None:
+            sums.save(folder)
+
+    def save_joined(folder: Path) -> None:
+        joined_to(parts, job.name, save, folder)
+
+    return Built(encoder.network, task, save_joined if parts else save, rate(job), kind="task")
 
 
 def head_of(rows: Sequence[LabelledRow], name: str = "main") -> TaskHead:

@@ -62,7 +62,7 @@ class Encoder:
             write_settings(
                 folder,
                 method=self.job.method if layout == ADAPTER else "full",
-                base=self.job.base_name or Path(self.job.base).name,
+                base=base_name(self.job),
                 max_length_tokens=self.text.max_length_tokens,
                 heads=self.heads,
             )
@@ -152,6 +152,11 @@ def by_length(rows: Sequence[Sequence[int]], *, batch_size: int) -> list[list[in
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
+def base_name(job: TrainJob) -> str:
+    """What a version calls the encoder that it was trained from."""
+    return job.base_name or Path(job.base).name
+
+
 def encoder_folder(job: TrainJob) -> Path:
     """Where the base's encoder and tokenizer are. Raises: DeviceError."""
     return read_sentence_folder(Path(job.base)).encoder
@@ -182,8 +187,8 @@ def _read_parent(folder: Path) -> TaskFolder:
     if parent.layout == "adapters":
         raise SyscallError(
             "invalid",
-            f"{folder.name} has an adapter for each of its tasks; train the new task on the base "
-            "and join the two",
+            f"base: {folder.name} has an adapter for each of its tasks; train the new task on the "
+            "base and name this version in join",
             field="base",
         )
     return parent

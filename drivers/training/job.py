@@ -37,8 +37,9 @@ class TrainJob(Recipe, Job):
 
     `base_name` is what the registry calls the base. `parent` is the folder of the version that
     training goes on from, a "full", "adapter" or "task" one by `parent_kind`; without one it starts
-    at the base. `replay_data` are the files that `replay` names. `redactor` is "module:name" of
-    what finds personal data, None the built-in one.
+    at the base. `replay_data` are the files that `replay` names. To the versions of `join`, whose
+    folders are in `join_folders`, what is trained is joined as `name`. `redactor` is "module:name"
+    of what finds personal data, None the built-in one.
     """
 
     mode: Literal["train"] = "train"
@@ -47,6 +48,8 @@ class TrainJob(Recipe, Job):
     parent: str | None = None
     parent_kind: Literal["full", "adapter", "task"] | None = None
     replay_data: tuple[str, ...] = ()
+    name: str = "main"
+    join_folders: tuple[str, ...] = ()
     redactor: str | None = None
 
     @property

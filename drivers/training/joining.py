@@ -2,8 +2,8 @@
 
 Nothing learnt before is touched by what is learnt after, so nothing of it is forgotten; what can go
 wrong is the choice of the adapter. The router is a linear discriminant on the vectors of the base
-without adapters: of each class it needs the mean, and of all classes one covariance. Refuses to
-train anything by gradients.
+without adapters: of each class it needs the mean, and of all classes one covariance, both of which
+`class_sums.py` keeps beside each adapter. Refuses to know rows, and to train anything by gradients.
 Source: Hayes and Kanan, "Lifelong Machine Learning with Deep Streaming Linear Discriminant
 Analysis", 2020 (arXiv 1909.01520).
 """
@@ -11,22 +11,24 @@ Analysis", 2020 (arXiv 1909.01520).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from llmos.drivers import encoder_net
 from llmos.drivers.encoder_net import Router
-from llmos.drivers.encoder_text import EncoderText
-from llmos.drivers.length_batches import BATCH_TOKENS, length_batches
-from llmos.drivers.rows.kinds import LabelledRow
-from llmos.drivers.sentence_folder import read_sentence_folder
-from llmos.drivers.task_folder import ADAPTER, ADAPTERS, TaskFolder, read_task, write_settings
+from llmos.drivers.task_folder import (
+    ADAPTER,
+    ADAPTERS,
+    TaskFolder,
+    TaskHead,
+    read_task,
+    write_settings,
+)
+from llmos.drivers.training.class_sums import ClassSums, load_sums
 from llmos.syscalls.errors import SyscallError
-
-if TYPE_CHECKING:
-    import torch
 
 # How far the covariance is drawn towards equal in all directions: with few rows a class most of its
 # directions are noise.
@@ -34,44 +36,48 @@ _SHRINKAGE = 0.1
 
 
 class Part(NamedTuple):
-    """A task model with an adapter and one head, and the rows that it was trained on."""
+    """A version to join: an adapter with one head, or adapters that were joined before."""
 
     name: str
     folder: Path
-    rows: Sequence[LabelledRow]
 
 
-def join(parts: Sequence[Part], base_folder: Path, folder: Path, *, device: str = "cpu") -> None:
+class _Opened(NamedTuple):
+    """A part as it was found; `heads` have the names that they will have, one an adapter."""
+
+    task: TaskFolder
+    sums: ClassSums
+    heads: tuple[TaskHead, ...]
+
+    def adapter(self, place: int) -> Path:
+        folder = self.task.folder
+        return folder / ADAPTER if self.task.layout == ADAPTER else folder / ADAPTERS / str(place)
+
+
+def join(parts: Sequence[Part], folder: Path) -> None:
     """Write one task model of several into an empty folder.
 
-    Its heads have the parts' names. Raises: SyscallError("invalid") for a part that is not an
-    adapter with one head of classes on the same base, "storage"; DeviceError.
+    A part's head is called as the part; heads that were joined before keep their names.
+    Raises: SyscallError("invalid") as `check_parts`, "storage"; DeviceError.
     """
-    read = [_checked(part, parts[0]) for part in parts]
-    encoder = read_sentence_folder(base_folder).encoder
-    most = min(one.max_length_tokens for one in read)
-    body = encoder_net.load_body(encoder, device=device)
-    network = encoder_net.new_network(body, [one.heads[0] for one in read])
-    for place, one in enumerate(read):
-        own = encoder_net.new_network(body, one.heads)
-        encoder_net.load_heads(own, one.folder)
-        network["heads"][place] = own["heads"][0]
-    text = EncoderText(encoder, max_length_tokens=most)
-    labels = [f"{place} {row.label}" for place, part in enumerate(parts) for row in part.rows]
-    texts = [row.text for part in parts for row in part.rows]
-    vectors = _vectors(network, text, texts, device=device)
+    opened = _open(parts, base=read_task(parts[0].folder).base)
+    heads = [head for part in opened for head in part.heads]
+    sums = _side_by_side([part.sums for part in opened])
+    places = [place for place, head in enumerate(heads) for _ in head.labels]
     try:
-        encoder_net.save_heads(network, folder, router=fit_router(vectors, labels))
-        for place, one in enumerate(read):
-            shutil.copytree(one.folder / ADAPTER, folder / ADAPTERS / str(place))
+        encoder_net.join_heads(
+            [part.task.folder for part in opened], folder, router=fit_router(sums, places)
+        )
+        sums.save(folder)
+        adapters = [part.adapter(place) for part in opened for place in range(len(part.heads))]
+        for place, adapter in enumerate(adapters):
+            shutil.copytree(adapter, folder / ADAPTERS / str(place))
         write_settings(
             folder,
-            method=read[0].method,
-            base=read[0].base,
-            max_length_tokens=most,
-            heads=[
-                replace(one.heads[0], name=part.name) for one, part in zip(read, parts, strict=True)
-            ],
+            method="lora",
+            base=opened[0].task.base,
+            max_length_tokens=min(part.task.max_length_tokens for part in opened),
+            heads=heads,
         )
     except OSError as problem:
         raise SyscallError(
@@ -79,53 +85,86 @@ def join(parts: Sequence[Part], base_folder: Path, folder: Path, *, device: str 
         ) from problem
 
 
-def fit_router(vectors: torch.Tensor, labels: Sequence[str]) -> Router:
-    """A router for unit vectors `(rows, width)`, whose labels are "place of the head class"."""
+def joined_to(parts: Sequence[Part], name: str, save: Callable[[Path], None], folder: Path) -> None:
+    """Join what `save` writes, under this name, to parts, into an empty folder.
+
+    Raises: as `join`.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as apart:
+        save(Path(apart))
+        join([*parts, Part(name, Path(apart))], folder)
+
+
+def check_parts(parts: Sequence[Part], *, base: str) -> None:
+    """Refuse what cannot be joined on the base of this name.
+
+    Raises: SyscallError("invalid") naming the part: it must be a LoRA adapter with one head of
+    classes whose sums are known, or several that were joined, and no task may come twice;
+    DeviceError for damaged files.
+    """
+    _open(parts, base=base)
+
+
+def fit_router(sums: ClassSums, heads: Sequence[int]) -> Router:
+    """A router between heads; `heads` is which one each class is of."""
     import torch
 
-    classes = sorted(set(labels))
-    numbers = torch.tensor([classes.index(label) for label in labels])
-    vectors = vectors.double()
-    means = torch.stack([vectors[numbers == n].mean(dim=0) for n in range(len(classes))])
-    spread = vectors - means[numbers]  # (rows, width)
-    width = vectors.shape[1]
-    covariance = spread.T @ spread / len(labels)
+    seen = sums.counts > 0
+    counts, totals = sums.counts[seen].double(), sums.sums[seen].double()
+    means = totals / counts[:, None]  # (classes, width)
+    width = means.shape[1]
+    covariance = (sums.moment.double() - totals.T @ means) / counts.sum()
     even = torch.eye(width, dtype=torch.float64) * covariance.trace() / width
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * even
     weight = torch.linalg.solve(covariance, means.T).T  # (classes, width)
     bias = -0.5 * (weight * means).sum(dim=1)
-    heads = torch.tensor([int(label.split(" ", 1)[0]) for label in classes])
-    return Router(weight.float(), bias.float(), heads)
+    return Router(weight.float(), bias.float(), torch.tensor(heads)[seen])
 
 
-def _checked(part: Part, first: Part) -> TaskFolder:
-    found = read_task(part.folder)
-    is_fit = found.layout == ADAPTER and len(found.heads) == 1 and found.objective == "classify"
-    if not is_fit or found.base != read_task(first.folder).base:
+def _open(parts: Sequence[Part], *, base: str) -> list[_Opened]:
+    opened = [_opened(part, base) for part in parts]
+    names = [head.name for part in opened for head in part.heads]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SyscallError(
             "invalid",
-            f"{part.name} cannot be joined: it must be an adapter with one head of classes, on the "
-            f"base that {first.name} has",
-            field="parts",
+            f"join: the task {', '.join(twice)} comes twice; join each once",
+            field="join",
         )
-    return found
+    return opened
 
 
-def _vectors(
-    network: object, text: EncoderText, texts: Sequence[str], *, device: str
-) -> torch.Tensor:
-    """Unit vectors of the body as it is `(texts, width)`."""
+def _opened(part: Part, base: str) -> _Opened:
+    task = read_task(part.folder)
+    is_apart = task.layout == ADAPTER and len(task.heads) == 1
+    is_of_classes = all(head.objective == "classify" for head in task.heads)
+    is_fit = (is_apart or task.layout == ADAPTERS) and is_of_classes and task.method == "lora"
+    if not is_fit or task.base != base:
+        raise SyscallError(
+            "invalid",
+            f"join: {part.name} cannot be joined: it must be trained by classify and lora on "
+            f"{base}, and not as a mixture",
+            field="join",
+            name=part.name,
+        )
+    sums = load_sums(part.folder)
+    if sums is None:
+        raise SyscallError(
+            "invalid",
+            f"join: {part.name} cannot be joined: the sums of its classes, by which a router "
+            "finds them, are not kept with it; train it again",
+            field="join",
+            name=part.name,
+        )
+    heads = (replace(task.heads[0], name=part.name),) if is_apart else task.heads
+    return _Opened(task, sums, heads)
+
+
+def _side_by_side(sums: Sequence[ClassSums]) -> ClassSums:
+    """The sums of tasks that have no class in common."""
     import torch
 
-    read = [one.tokens for one in text.texts(texts)]
-    found: dict[int, torch.Tensor] = {}
-    batch_tokens = BATCH_TOKENS[device.partition(":")[0]]
-    with torch.inference_mode():
-        for batch in length_batches([len(one) for one in read], batch_tokens=batch_tokens):
-            ids, mask = encoder_net.padded(
-                [read[place] for place in batch], padding=text.padding, device=device
-            )
-            states = encoder_net.token_states(network, ids, mask)
-            vectors = torch.nn.functional.normalize(encoder_net.text_vectors(states, mask), dim=1)
-            found |= dict(zip(batch, vectors.cpu(), strict=True))
-    return torch.stack([found[place] for place in range(len(read))])
+    return ClassSums(
+        torch.cat([one.counts for one in sums]),
+        torch.cat([one.sums for one in sums]),
+        torch.stack([one.moment for one in sums]).sum(dim=0),
+    )
