@@ -1,13 +1,15 @@
 """The objective `prefer`: of two answers to a conversation the better one becomes likelier.
 
-Owns the loss of direct preference optimisation. The reference is the same model without its
-adapter, so no second one is in memory, and a method without an adapter cannot train this.
+Owns the loss of direct preference optimisation. The reference is the same model as training found
+it: without its adapter, or with the weights of the adapter that training goes on from. So no second
+one is in memory, and a method without an adapter cannot train this.
 Source: Rafailov et al. 2023 (arXiv 2305.18290).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmos.drivers.rows.kinds import PreferRow
@@ -39,14 +41,50 @@ class Pair(NamedTuple):
     rejected: Targets
 
 
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """Within it a model computes without its adapter."""
+    return model.disable_adapter()
+
+
+class AsNow:
+    """Called on a model: within it, what is trained has the weights that it has now."""
+
+    def __init__(self, model: Any) -> None:
+        self._start = {
+            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+        }
+
+    @contextmanager
+    def __call__(self, model: Any) -> Generator[None]:
+        trained = {name: p for name, p in model.named_parameters() if name in self._start}
+        later = {name: p.data for name, p in trained.items()}
+        for name, parameter in trained.items():
+            parameter.data = self._start[name]
+        try:
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.data = later[name]
+
+
 class PreferTask:
-    """Trains an adapter on pairs of answers. Satisfies `Task`."""
+    """Trains an adapter on pairs of answers. Satisfies `Task`.
+
+    Within `as_reference` of the model it computes what the reference does.
+    """
 
     metric = "loss"
     is_higher_better = False
 
-    def __init__(self, decoder: Decoder, *, max_length_tokens: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_length_tokens: int,
+        as_reference: Callable[[Any], AbstractContextManager[Any]] = without_adapter,
+    ) -> None:
         self._decoder = decoder
+        self._as_reference = as_reference
         self._chat = TokenizerChat(decoder.tokenizer)
         self._max_length_tokens = max_length_tokens
         self._references: dict[str, tuple[float, float]] = {}
@@ -116,7 +154,7 @@ class PreferTask:
         return BETA * (gains[:, 0] - gains[:, 1])
 
     def _reference(self, model: Any, item: Item) -> tuple[float, float]:
-        """Both answers' likelihoods without the adapter.
+        """Both answers' likelihoods by the reference.
 
         Computed once, and for each pair alone: they must not depend on the batch that it was in.
         """
@@ -126,7 +164,7 @@ class PreferTask:
         if known is None:
             was_training = model.training
             model.eval()
-            with torch.no_grad(), model.disable_adapter():
+            with torch.no_grad(), self._as_reference(model):
                 chosen, rejected = self._likelihoods(model, item.payload).tolist()
             model.train(was_training)
             known = self._references[item.origin] = (chosen, rejected)
@@ -148,11 +186,16 @@ def build(job: TrainJob, device: str, rows: Rows) -> Built:
     if job.method not in METHODS:
         raise SyscallError(
             "not_available",
-            f"method: prefer compares with the model without its adapter, and {job.method} has "
-            f"none; available: {', '.join(METHODS)}",
+            f"method: prefer trains an adapter beside the model that it compares with, and "
+            f"{job.method} has none; available: {', '.join(METHODS)}",
             field="method",
             available=list(METHODS),
         )
     decoder = open_decoder(job, device)
-    task = PreferTask(decoder, max_length_tokens=job.max_length_tokens)
+    goes_on = job.parent_kind == "adapter"
+    task = PreferTask(
+        decoder,
+        max_length_tokens=job.max_length_tokens,
+        as_reference=AsNow(decoder.model) if goes_on else without_adapter,
+    )
     return built(decoder, task, job)._replace(rate=RATES[job.method] * RATE_SHARE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,31 @@ def test_a_preferred_answer_becomes_likelier_than_the_other(
     before, *_, after = events.of("eval")
     assert before["loss"] == pytest.approx(0.6931, abs=1e-3)  # nothing preferred yet
     assert after["metrics"]["accuracy"] == 1.0
+    assert after["loss"] < before["loss"] - 0.1
+
+
+def test_preferences_start_from_the_adapter_that_they_go_on_from(
+    job: TrainJob, events: Any, tmp_path: Path
+) -> None:
+    run_training(changed(job, max_steps=8), events)
+    data = write(
+        tmp_path / "pairs.jsonl",
+        *({"prompt": f"{n}", "chosen": "even", "rejected": "odd"} for n in range(8)),
+    )
+    child = changed(
+        job,
+        objective="prefer",
+        data=data,
+        parent=job.output,
+        parent_kind="adapter",
+        output=str(tmp_path / "child" / "version"),
+        epochs=20,
+    )
+    told = type(events)()
+    run_training(child, told)
+    before, *_, after = told.of("eval")
+    assert before["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert told.of("progress")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert after["loss"] < before["loss"] - 0.1
 
 
