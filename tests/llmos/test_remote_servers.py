@@ -11,8 +11,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,8 @@ def process(
         stderr=subprocess.DEVNULL,
     ) as server:
         try:
-            with httpx.Client(
-                transport=httpx.HTTPTransport(retries=10), base_url=url, timeout=60
-            ) as client:
+            # A transport of its own: no proxy of the environment's stands between.
+            with httpx.Client(transport=httpx.HTTPTransport(), base_url=url, timeout=60) as client:
                 _until_healthy(client, server)
             yield f"{url}/v1"
         finally:
@@ -66,18 +65,14 @@ def process(
 
 
 def _until_healthy(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
-    """The transport waits while nothing listens yet; a server that still loads says 503."""
-    for _ in range(100):
+    """Nothing listens at first; a server that still loads says 503."""
+    for _ in range(600):
         assert server.poll() is None, "the server has ended"
-        try:
+        with suppress(httpx.ConnectError):
             if client.get("/health").status_code == httpx.codes.OK:
                 return
-        except httpx.ConnectError:
-            continue
-        try:
+        with suppress(subprocess.TimeoutExpired):
             server.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
     raise AssertionError("the server does not answer")
 
 
@@ -121,10 +116,19 @@ def run(home: Path, url: str, body: Body, *, model: str, **settings: Any) -> Non
     asyncio.run(scenario())
 
 
-SCRIPTED = 'default_model = "s"\n[models.s]\nsource = "s"\ndriver = "scripted"\n'
+SCRIPTED = (
+    'default_model = "s"\n[models.s]\nsource = "s"\ndriver = "scripted"\n[classes]\nsmall = ["s"]\n'
+)
 
 
-def test_another_llmos_is_a_remote_model(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def scripted_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of a scripted model."""
+    with llmos_server(tmp_path_factory.mktemp("served"), SCRIPTED) as url:
+        yield url
+
+
+def test_another_llmos_is_a_remote_model(tmp_path: Path, scripted_url: str) -> None:
     async def body(kernel: Kernel) -> None:
         found = await kernel.os.generate("hello there", max_tokens=20)
         assert (found.model, found.finish) == ("far", "length")
@@ -156,11 +160,10 @@ def test_another_llmos_is_a_remote_model(tmp_path: Path) -> None:
         device = (await kernel.os.stat()).devices[0]
         assert device.spent is not None and device.spent > 0
 
-    with llmos_server(tmp_path, SCRIPTED) as url:
-        run(tmp_path, url, body, model="s", price_in=1.0, price_out=2.0, concurrency=4)
+    run(tmp_path, scripted_url, body, model="s", price_in=1.0, price_out=2.0, concurrency=4)
 
 
-def test_a_stream_that_nobody_reads_gives_up_its_place(tmp_path: Path) -> None:
+def test_a_stream_that_nobody_reads_gives_up_its_place(tmp_path: Path, scripted_url: str) -> None:
     async def body(kernel: Kernel) -> None:
         async with aclosing(kernel.os.stream("talk for long", max_tokens=3000)) as answer:
             async for _piece in answer:
@@ -169,8 +172,7 @@ def test_a_stream_that_nobody_reads_gives_up_its_place(tmp_path: Path) -> None:
         assert found.usage.completion_tokens == 4
         assert (await kernel.os.stat()).devices[0].running == 0
 
-    with llmos_server(tmp_path, SCRIPTED) as url:
-        run(tmp_path, url, body, model="s", concurrency=1)
+    run(tmp_path, scripted_url, body, model="s", concurrency=1)
 
 
 def test_a_server_that_dies_is_stood_in_for(tmp_path: Path) -> None:
@@ -188,19 +190,19 @@ def test_a_server_that_dies_is_stood_in_for(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_model_that_the_server_has_not_is_a_device_error(tmp_path: Path) -> None:
+def test_a_model_that_the_server_has_not_is_a_device_error(
+    tmp_path: Path, scripted_url: str
+) -> None:
     async def body(kernel: Kernel) -> None:
         with pytest.raises(SyscallError, match="has no model 'other'; known: s") as failed:
             await kernel.os.generate("hi")
         assert failed.value.code == "device"
 
-    with llmos_server(tmp_path, SCRIPTED) as url:
-        run(tmp_path, url, body, model="other")
+    run(tmp_path, scripted_url, body, model="other")
 
 
-def test_a_class_can_be_asked_for_over_http(tmp_path: Path) -> None:
-    settings = f'{SCRIPTED}[classes]\nsmall = ["s"]\n'
-    with llmos_server(tmp_path, settings) as url, httpx.Client(base_url=url) as client:
+def test_a_class_can_be_asked_for_over_http(scripted_url: str) -> None:
+    with httpx.Client(base_url=scripted_url) as client:
         for name in ("small", "any"):
             body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
             answer = client.post("/chat/completions", json={**body, "max_tokens": 4})
