@@ -5,10 +5,15 @@ agents run through the kernel, with sleeps as their tools, and the simulation of
 on the calibrated device is compared with what they took. Then a day: agents that come and go with
 the hours, under several policies, by the same classes that the kernel runs; and what eviction makes
 the device compute again, beside the least that any choice could (Bélády).
+
+`--trace FILE` replays programs of yours instead of the day: a list of them, or what a kernel
+recorded (`traces.py` says the form of both); nothing is predicted and run then. `--record FILE`
+writes the programs as such a list: those that are replayed, or those of the real run.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import random
@@ -21,8 +26,9 @@ from typing import Any, NamedTuple
 
 import llmos
 from benchmarks.calibration import calibrate, mean, shown
-from benchmarks.form import Floor, main
+from benchmarks.form import Floor, main_with
 from benchmarks.simulation import Costs, Outcome, Program, Simulation, Turn, belady_misses
+from benchmarks.traces import read_programs, recorded_programs, write_programs
 from benchmarks.workload import endless, words
 from llmos.agents.handle import OS
 from llmos.config import ModelConfig
@@ -72,23 +78,29 @@ def tool_waits() -> list[list[float]]:
     return [[*(draw.uniform(0.2, 2.0) for _ in range(TURNS - 1)), 0.0] for _ in range(AGENTS)]
 
 
-async def real_run(home: Path) -> tuple[Costs, list[Ran], float]:
-    """The device's costs, and what the agents did and how long it took."""
+def _settings() -> dict[str, Any]:
     model = ModelConfig(
         source="smollm2", driver="llama_cpp", context_tokens=WINDOW, sequences=SEQUENCES
     )
     # The simulation knows no guesses at what follows.
-    settings: dict[str, Any] = {
-        "models": {"smollm2": model},
-        "policy": POLICY,
-        "speculation": False,
-    }
-    async with llmos.boot(home=home, **settings) as kernel:
+    return {"models": {"smollm2": model}, "policy": POLICY, "speculation": False}
+
+
+async def calibrated(home: Path) -> Costs:
+    """The device's costs, of a kernel of their own."""
+    async with llmos.boot(home=home, **_settings()) as kernel:
+        return await calibrate(kernel)
+
+
+async def real_run(home: Path, record: Path | None) -> tuple[Costs, list[Ran], float]:
+    """The device's costs, and what the agents did and how long it took."""
+    async with llmos.boot(home=home, **_settings()) as kernel:
         before = await calibrate(kernel)
         ran, makespan_s = await agents(kernel)
         print(f"simulate: the real run, {kernel.devices.infos()[0]}", file=sys.stderr)
-    async with llmos.boot(home=home, **settings) as kernel:
-        return mean(before, await calibrate(kernel)), ran, makespan_s
+        if record is not None:
+            write_programs(record, recorded_programs(kernel.chrome_trace()))
+    return mean(before, await calibrated(home)), ran, makespan_s
 
 
 async def agents(kernel: Kernel) -> tuple[list[Ran], float]:
@@ -148,9 +160,11 @@ def simulated_day(programs: Sequence[Program], costs: Costs, policy: str) -> Out
     ).run()
 
 
-def measure() -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    if options.trace is not None:
+        return replay(options.trace, options.record)
     with tempfile.TemporaryDirectory() as folder:
-        costs, ran, makespan_s = asyncio.run(real_run(Path(folder)))
+        costs, ran, makespan_s = asyncio.run(real_run(Path(folder), options.record))
     predicted = Simulation(
         same_programs(ran),
         costs=costs,
@@ -177,30 +191,62 @@ def measure() -> dict[str, Any]:
     }
 
 
+def replay(path: Path, record: Path | None) -> dict[str, Any]:
+    """The programs of a file under each policy, on a device as fast as this machine's."""
+    programs = read_programs(path)
+    if record is not None:
+        write_programs(record, programs)
+    with tempfile.TemporaryDirectory() as folder:
+        costs = asyncio.run(calibrated(Path(folder)))
+    return {**replayed(programs, costs), **shown(costs)}
+
+
+def replayed(programs: Sequence[Program], costs: Costs) -> dict[str, Any]:
+    """What programs would take on a device; there is no run to compare with."""
+    figures, ended_s = _compared(programs, costs)
+    calls = sum(len(program.turns) for program in programs)
+    sizes = {"agents": len(programs), "calls": calls, "simulated_s": round(ended_s, 1)}
+    return {**figures, **sizes, "error": None}
+
+
 def _days(costs: Costs) -> dict[str, Any]:
     programs = day()
-    figures: dict[str, Any] = {}
-    slowest = 0.0
+    figures, _ = _compared(programs, costs)
+    return {**figures, "agents": len(programs), "simulated_s": DAY_S}
+
+
+def _compared(programs: Sequence[Program], costs: Costs) -> tuple[dict[str, Any], float]:
+    """Figures of programs under several policies, and when the last ended under the first one."""
+    figures: dict[str, Any] = {"wall_s": 0.0}
+    ended_s = 0.0
     for policy in (POLICY, "fifo", "las", "fair"):
-        print(f"simulate: a day under {policy}", file=sys.stderr)
+        print(f"simulate: {len(programs)} programs under {policy}", file=sys.stderr)
         started = time.perf_counter()
         outcome = simulated_day(programs, costs, policy)
-        slowest = max(slowest, time.perf_counter() - started)
+        wall_s = round(time.perf_counter() - started, 1)
+        figures["wall_s"] = max(figures["wall_s"], wall_s)  # of the slowest
         times = sorted(outcome.completion_s)
         figures[f"{policy}_mean_s"] = round(_mean(times), 1)
         figures[f"{policy}_p95_s"] = round(times[int(0.95 * len(times))], 1)
         if policy == POLICY:
+            ended_s = outcome.ended_s
+            on_device = DAY_SEQUENCES * DAY_WINDOW
             figures |= {
                 "busy": round(outcome.busy_s / outcome.ended_s, 3),
                 "new_tokens": outcome.new_tokens,
                 "again_tokens": outcome.again_tokens,
                 "restored_tokens": outcome.restored_tokens,
-                "again_tokens_at_least": belady_misses(outcome.accesses, DAY_TOKENS),
-                "again_tokens_at_least_on_the_device": belady_misses(
-                    outcome.accesses, DAY_SEQUENCES * DAY_WINDOW
-                ),
+                "again_tokens_at_least": _least(outcome, DAY_TOKENS),
+                "again_tokens_at_least_on_the_device": _least(outcome, on_device),
             }
-    return {"wall_s": round(slowest, 1), "agents": len(programs), "simulated_s": DAY_S, **figures}
+    return figures, ended_s
+
+
+def _least(outcome: Outcome, capacity_tokens: int) -> int | None:
+    """The optimum of eviction; None where one context alone is larger than the room."""
+    if any(access.tokens > capacity_tokens for access in outcome.accesses):
+        return None
+    return belady_misses(outcome.accesses, capacity_tokens)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -208,4 +254,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main("simulate", measure, [Floor("wall_s", "<", 60.0), Floor("error", "<", 0.2)])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="replay the programs in it")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the programs to it")
+    main_with(parser, "simulate", measure, [Floor("wall_s", "<", 60.0), Floor("error", "<", 0.2)])

@@ -56,11 +56,16 @@ class Costs:
 
 
 class Turn(NamedTuple):
-    """A call to the model: what it adds to the conversation, and the tool's time after it."""
+    """A call to the model: what it adds to the conversation, and the tool's time after it.
+
+    `is_fresh`: the conversation begins anew with this call, and what was computed of it is of no
+    more use.
+    """
 
     prompt_tokens: int
     new_tokens: int
     wait_s: float = 0.0
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,10 @@ class Program:
 
 
 class Access(NamedTuple):
-    """A program needs its whole context, `tokens` long at the end of the call."""
+    """A conversation needs its whole context, `tokens` long at the end of the call.
+
+    `program` has a number for each conversation: the program's own for its first one.
+    """
 
     program: int
     tokens: int
@@ -141,6 +149,8 @@ class Simulation:
         self._arrivals: list[tuple[float, int]] = []  # by time: programs that call
         self._turn = [0] * len(programs)
         self._context = [0] * len(programs)  # tokens of a program's conversation so far
+        self._conversation = list(range(len(programs)))
+        self._conversations = itertools.count(len(programs))
         self._waiting: dict[int, _Call] = {}
         self._order: list[int] = []  # of those that wait, as of `_queued_s`
         self._queued_s = 0.0
@@ -182,9 +192,18 @@ class Simulation:
                 program_arrived_s=program.arrived_s,
                 client=program.client,
             )
+            if turn.is_fresh:
+                self._forget(number)
             self._context[number] += turn.prompt_tokens
             self._waiting[key] = _Call(entry, number, self._context[number], turn.new_tokens)
             self._policy.enter(entry)
+
+    def _forget(self, number: int) -> None:
+        """A program begins another conversation."""
+        self._context[number] = 0
+        self._conversation[number] = next(self._conversations)
+        self._idle.pop(number, None)
+        self._host_room += self._host.pop(number, 0)
 
     def _admit(self) -> None:
         for key in self._queue():
@@ -266,7 +285,7 @@ class Simulation:
             call.sampled if expected is None else expected + _LEARN * (call.sampled - expected)
         )
         self._context[number] += call.new_tokens
-        self._outcome.accesses.append(Access(number, self._context[number]))
+        self._outcome.accesses.append(Access(self._conversation[number], self._context[number]))
         self._turn[number] += 1
         program = self._programs[number]
         if self._turn[number] == len(program.turns):

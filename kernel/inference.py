@@ -24,7 +24,7 @@ from llmos.kernel.generation import Generation, Order, Outcome
 from llmos.kernel.kv_domain import PublicPrefixes, Sharing, domain_of, ends_with
 from llmos.kernel.origins import Origin, Origins
 from llmos.kernel.policies import Entry
-from llmos.kernel.process import Process
+from llmos.kernel.process import INIT, Process
 from llmos.kernel.router import Ask, Used
 from llmos.kernel.text_device import TOKEN_CHARS
 from llmos.kernel.toolbox import ToolBox
@@ -43,6 +43,7 @@ from llmos.syscalls.results import (
     ToolSpec,
     Usage,
 )
+from llmos.syscalls.values import JsonObject
 
 # About 20 ms of tokenizing.
 LONG_TEXT_CHARS = 65_536
@@ -433,7 +434,16 @@ class Inference:
         self._devices.ended(
             ticket.engine, ticket.generation, None if outcome.finish is None else told
         )
-        start = ticket.generation.entry.arrived_s
+        entry, process = ticket.generation.entry, ticket.process
+        start = entry.arrived_s
+        read: JsonObject = {
+            "prompt": outcome.prompt_tokens,
+            "cached": outcome.cached_tokens,
+            # A child of init may go on for an earlier one: each request over HTTP has its own.
+            "conversation": entry.program if process.parent == INIT else process.pid,
+            "client": entry.client,
+            "nice": entry.nice,
+        }
         for name, seconds in (
             ("queued", outcome.queued_s),
             ("prefill", outcome.prefill_s),
@@ -447,9 +457,7 @@ class Inference:
                     ended_s=start + seconds,
                     pid=ticket.process.pid,
                     track=ticket.engine.name,
-                    args={"prompt": outcome.prompt_tokens, "cached": outcome.cached_tokens}
-                    if name == "prefill"
-                    else {"tokens": used},
+                    args=read if name == "prefill" else {"tokens": used},
                 )
             start += seconds
 
