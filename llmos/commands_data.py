@@ -197,7 +197,7 @@ def write_traces(
     is_deduping: bool,
     as_json: bool,
 ) -> int:
-    """Write rows made of episodes; status 1 when there is none."""
+    """Write rows made of episodes; without any the file stays as it is, and the status is 1."""
     from llmos.memory.trace_rows import compose
 
     with closing(EpisodeStore(config.home)) as store:
@@ -224,13 +224,14 @@ def write_traces(
         redactor=load_redactor(config.redactor) if is_redacting else None,
         is_deduped=is_deduping,
     )
-    with _writing(out):
-        out.write_text("".join(made.lines), encoding="utf-8")
+    if made.lines:
+        with _writing(out):
+            out.write_text("".join(made.lines), encoding="utf-8")
     if as_json:
         print(
             json.dumps(
                 {
-                    "file": str(out),
+                    "file": str(out) if made.lines else None,
                     "rows": len(made.lines),
                     "episodes": len(episodes),
                     "left_out": dict(made.left_out),
@@ -240,7 +241,10 @@ def write_traces(
             )
         )
     else:
-        say(f"{count(len(made.lines))} rows of {count(len(episodes))} episodes in {out}")
+        if made.lines:
+            say(f"{count(len(made.lines))} rows of {count(len(episodes))} episodes in {out}")
+        else:
+            say(f"no rows of {count(len(episodes))} episodes; nothing is written to {out}")
         for what, counted in (("left out", made.left_out), ("replaced", made.redacted)):
             if counted:
                 say(f"{what}: " + ", ".join(f"{why} {count(n)}" for why, n in counted.items()))

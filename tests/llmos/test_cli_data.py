@@ -133,6 +133,16 @@ def test_traces_are_written_for_those_who_consented() -> None:
     assert llmos("traces", "rows.jsonl", "-n", "bob").exit_code != 0
 
 
+def test_no_rows_leave_the_file_as_it_is() -> None:
+    said("consent", "ann")
+    kept("ann", ("Ann", 0.0))
+    Path("rows.jsonl").write_text("from before\n")
+    told = said("traces", "rows.jsonl", status=1)
+    assert (told["rows"], told["file"]) == (0, None)
+    assert "nothing is written to rows.jsonl" in llmos("traces", "rows.jsonl").output
+    assert Path("rows.jsonl").read_text() == "from before\n"
+
+
 def test_a_withdrawal_deletes() -> None:
     said("consent", "ann")
     kept("ann", ("Ann", 1.0))
