@@ -19,7 +19,7 @@ from llmos.drivers.training.loop import Run, Step, is_out_of_memory
 from llmos.drivers.training.objectives import builder
 from llmos.drivers.training.pace import Pace
 from llmos.drivers.training.task import Built, Encoded, Item, Measured
-from llmos.drivers.training.worker_process import Emit, terminate_requested
+from llmos.drivers.training.worker_process import Emit, terminate_requested, uncollected
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject
 
@@ -33,7 +33,8 @@ LOWER_IS_BETTER = ("loss", "perplexity", "calibration_error", "brier")
 
 def run_training(job: TrainJob, emit: Emit) -> None:
     """Train, score and save. Raises: SyscallError, DeviceError."""
-    device = device_of(job.device)
+    with uncollected():
+        device = device_of(job.device)
     rows = gather(job)
     for field in ("metric", "patience"):
         if getattr(job, field) is not None and not rows.dev:
@@ -43,7 +44,8 @@ def run_training(job: TrainJob, emit: Emit) -> None:
                 "eval_share over 0",
                 field=field,
             )
-    built = builder(job)(job, device, rows)
+    with uncollected():
+        built = builder(job)(job, device, rows)
     train, dev, test = (
         built.task.encode(side) if side else Encoded(())
         for side in (rows.train, rows.dev, rows.test)
@@ -170,7 +172,13 @@ class Course:
                 field="name",
             ) from problem
         self._notes = _Notes(**kept.notes)
-        self._emit("resumed", step=kept.step, steps=self._run.steps, path=str(kept.path))
+        self._emit(
+            "resumed",
+            step=kept.step,
+            steps=self._run.steps,
+            tokens=self._notes.tokens,
+            path=str(kept.path),
+        )
         if self._notes.before is not None:
             self._tell("before", self._notes.before, step=0, rows=len(self._dev))
 

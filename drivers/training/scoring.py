@@ -18,7 +18,7 @@ from llmos.drivers.training.objectives import Rows, builder
 from llmos.drivers.training.prefer import PreferTask
 from llmos.drivers.training.pretrain import PretrainTask
 from llmos.drivers.training.task import Task
-from llmos.drivers.training.worker_process import Emit
+from llmos.drivers.training.worker_process import Emit, uncollected
 from llmos.syscalls.errors import SyscallError
 
 ROWS_AT_ONCE = 1000  # losses of rows in one event
@@ -38,8 +38,9 @@ def run_evaluation(job: EvaluateJob, emit: Emit) -> None:
     data compares with nothing.
     """
     rows = read_rows(Path(job.data), job.objective, name=job.data_name)
-    device = device_of(job.device)
-    scored = _open(job, device, rows)
+    with uncollected():
+        device = device_of(job.device)
+        scored = _open(job, device, rows)
     encoded = scored.task.encode(rows)
     if cut := (*encoded.skipped, *encoded.truncated):
         raise SyscallError(
