@@ -39,10 +39,10 @@ def bring_models(config: Config, screen: Console) -> None:
 
     Raises: SyscallError("unknown_model") when offline, otherwise as `ModelStore.pull`.
     """
-    from llmos.tuning_run import tune_pulled
-
     for source in needed_models(config):
         if _bring(config, source, screen):
+            from llmos.tuning_run import tune_pulled  # only here: every start would pay for it
+
             tune_pulled(config, source, screen)
 
 
