@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from llmos.syscalls.calls import Evaluate, Example, Finetune
 from llmos.syscalls.content import assistant, user
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.options import ChoiceConstraint, Sampling
-from llmos.syscalls.results import Evaluated, ModelVersion, Trained
+from llmos.syscalls.results import ModelVersion, Trained
 from llmos.syscalls.values import JsonObject
 
 # peft asks transformers for a property by its old name.
@@ -40,14 +41,18 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-@pytest.fixture
-def jobs(tmp_path: Path, registry: Registry, tiny_model_path: Path) -> LearnJobs:
+def jobs_in(home: Path, registry: Registry, model: Path) -> LearnJobs:
     return LearnJobs(
-        folder=tmp_path / "jobs",
+        folder=home / "jobs",
         registry=registry,
-        resolve_base=lambda name, objective: Base(name or "tiny", tiny_model_path),
+        resolve_base=lambda name, objective: Base(name or "tiny", model),
         threads=1,
     )
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, registry: Registry, tiny_model_path: Path) -> LearnJobs:
+    return jobs_in(tmp_path, registry, tiny_model_path)
 
 
 def parity(name: str = "parity", **settings: Any) -> Finetune:
@@ -86,28 +91,64 @@ class Running:
     async def until(self, kind: str) -> None:
         await self._heard(kind).wait()
 
-    def forget(self, kind: str) -> None:
-        self._heard(kind).clear()
+
+# --- jobs that several tests look at: a worker takes seconds to start -----------------------------
+
+
+class Learnt(NamedTuple):
+    """A finetune that came to its end; tests may train further versions, and change none."""
+
+    home: Path
+    registry: Registry
+    jobs: LearnJobs
+    data: Path
+    trained: Trained
+    kinds: list[str]  # of its events
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Iterator[Learnt]:
+    home = tmp_path_factory.mktemp("learnt")
+    data = home / "parity.jsonl"
+    data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
+    registry = Registry(home / "models")
+    jobs = jobs_in(home, registry, tiny_model_path)
+
+    async def run() -> Learnt:
+        running = Running(jobs, parity(data=str(data)))
+        return Learnt(home, registry, jobs, data, await running.task, running.kinds)
+
+    yield asyncio.run(run())
+    registry.close()
+
+
+# Of a run that is killed, and of the same run undisturbed.
+CHECKED = {"epochs": 6, "checkpoint_steps": 4, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path
+) -> Iterator[Trained]:
+    home = tmp_path_factory.mktemp("undisturbed")
+    registry = Registry(home / "models")
+    jobs = jobs_in(home, registry, tiny_model_path)
+
+    async def run() -> Trained:
+        return await Running(jobs, parity("undisturbed", **CHECKED)).task
+
+    yield asyncio.run(run())
+    registry.close()
 
 
 # --- a job from its call to its version -----------------------------------------------------------
 
 
-def test_a_finetune_registers_an_adapter_that_evaluates_better(
-    jobs: LearnJobs, registry: Registry, tmp_path: Path
-) -> None:
-    data = tmp_path / "parity.jsonl"
-    data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
-
-    async def run() -> tuple[Trained, Evaluated]:
-        running = Running(jobs, parity(data=str(data)))
-        trained = await running.task
-        assert running.kinds[:2] == ["start", "eval"]
-        assert running.kinds[-3:] == ["checkpoint", "eval", "done"]
-        evaluated = await jobs.evaluate(Evaluate(data=PARITY, adapter="parity"))
-        return trained, evaluated
-
-    trained, evaluated = asyncio.run(run())
+def test_a_finetune_registers_an_adapter_that_evaluates_better(learnt: Learnt) -> None:
+    trained = learnt.trained
+    assert learnt.kinds[:2] == ["start", "eval"]
+    assert learnt.kinds[-3:] == ["checkpoint", "eval", "done"]
+    evaluated = asyncio.run(learnt.jobs.evaluate(Evaluate(data=PARITY, adapter="parity")))
     assert trained.eval_loss_before is not None
     assert evaluated.loss < trained.eval_loss_before - 0.3
     assert evaluated.perplexity == pytest.approx(math.exp(evaluated.loss))
@@ -116,16 +157,16 @@ def test_a_finetune_registers_an_adapter_that_evaluates_better(
     assert trained.eval_loss_after < trained.eval_loss_before
     assert [step for step, _ in trained.losses] == list(range(1, len(trained.losses) + 1))
     assert trained.tokens > 0
-    version = registry.get("parity")
+    version = learnt.registry.get("parity")
     assert version == trained.version
     assert (version.kind, version.base, version.parent) == ("adapter", "tiny", "tiny")
     assert version.path is not None
     assert (Path(version.path) / "adapter_config.json").exists()
     assert version.metrics["eval_loss_after"] == trained.eval_loss_after
-    assert version.card["data"]["path"] == str(data)
+    assert version.card["data"]["path"] == str(learnt.data)
     assert version.card["data"]["train_rows"] == 9
     assert version.card["settings"]["rank"] == 8
-    assert not list((tmp_path / "jobs").glob(".evaluate-*"))
+    assert not list((learnt.home / "jobs").glob(".evaluate-*"))
 
 
 def test_bad_rows_of_a_call_are_refused_by_row_and_field(
@@ -237,22 +278,19 @@ def weights_of(version: ModelVersion) -> bytes:
 
 
 def test_a_worker_that_is_killed_starts_again_from_its_checkpoint(
-    jobs: LearnJobs, tmp_path: Path
+    jobs: LearnJobs, tmp_path: Path, undisturbed: Trained
 ) -> None:
-    settings = {"epochs": 6, "checkpoint_steps": 4, "dropout": 0.1}
-
-    async def run() -> tuple[Trained, Trained]:
-        undisturbed = await Running(jobs, parity("undisturbed", **settings)).task
-        running = Running(jobs, parity("killed", **settings))
+    async def run() -> Trained:
+        running = Running(jobs, parity("killed", **CHECKED))
         await running.until("checkpoint")
         (worker,) = psutil.Process().children()
         worker.kill()
         killed = await running.task
         assert "restarted" in running.kinds
         assert "resumed" in running.kinds
-        return undisturbed, killed
+        return killed
 
-    undisturbed, killed = asyncio.run(run())
+    killed = asyncio.run(run())
     assert weights_of(killed.version) == weights_of(undisturbed.version)
     assert killed.losses == undisturbed.losses
     assert killed.eval_loss_before == undisturbed.eval_loss_before
@@ -262,18 +300,17 @@ def test_a_worker_that_is_killed_starts_again_from_its_checkpoint(
 def test_a_worker_that_is_killed_over_and_over_is_given_up(jobs: LearnJobs) -> None:
     async def run() -> tuple[SyscallError, list[str]]:
         running = Running(jobs, endless())
-        kills = 0
+        await running.until("start")  # the others are killed before they come to it
+        killed: set[int] = set()
         while not running.task.done():
-            running.forget("start")
-            heard = asyncio.ensure_future(running.until("start"))
-            await asyncio.wait((heard, running.task), return_when=asyncio.FIRST_COMPLETED)
-            heard.cancel()
             for worker in psutil.Process().children():
-                worker.kill()
-                kills += 1
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
+                    killed.add(worker.pid)
+            await asyncio.sleep(0)
         with pytest.raises(SyscallError) as given_up:
             await running.task
-        assert kills >= 4
+        assert len(killed) >= 4
         return given_up.value, running.kinds
 
     error, kinds = asyncio.run(run())
@@ -328,43 +365,38 @@ print(trained.version.path, flush=True)
 """
 
 
-def test_a_kernel_that_is_killed_loses_no_training(tiny_model_path: Path, tmp_path: Path) -> None:
-    def kernel(home: str) -> subprocess.Popen[str]:
-        call = parity("job", epochs=6, checkpoint_steps=4, dropout=0.1).model_dump_json()
-        command = [sys.executable, "-c", KERNEL, str(tmp_path / home), str(tiny_model_path), call]
+def test_a_kernel_that_is_killed_loses_no_training(
+    tiny_model_path: Path, tmp_path: Path, undisturbed: Trained
+) -> None:
+    def kernel() -> subprocess.Popen[str]:
+        call = parity("job", **CHECKED).model_dump_json()
+        command = [sys.executable, "-c", KERNEL, str(tmp_path), str(tiny_model_path), call]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def lines(process: subprocess.Popen[str]) -> list[str]:
         assert process.stdout is not None
         return [line.strip() for line in process.stdout]
 
-    with kernel("undisturbed") as process:
-        undisturbed = lines(process)
-    with kernel("killed") as process:
+    with kernel() as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip() == "checkpoint":
                 break
         process.kill()
         lines(process)  # ends only once the worker is gone too
-    with kernel("killed") as process:
+    with kernel() as process:
         told = lines(process)
     assert "resumed" in told
-    weights = [Path(found[-1]) / "adapter_model.safetensors" for found in (undisturbed, told)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    weights = Path(told[-1]) / "adapter_model.safetensors"
+    assert weights.read_bytes() == weights_of(undisturbed.version)
 
 
-def test_a_version_is_what_another_job_goes_on_from(jobs: LearnJobs, registry: Registry) -> None:
-    async def run() -> Trained:
-        await jobs.finetune(parity("first"), on_progress=lambda _: None)
-        return await jobs.finetune(
-            parity("second", base="first", max_steps=2), on_progress=lambda _: None
-        )
-
-    trained = asyncio.run(run())
-    assert (trained.version.base, trained.version.parent) == ("tiny", "first")
+def test_a_version_is_what_another_job_goes_on_from(learnt: Learnt) -> None:
+    second = parity("second", base="parity", max_steps=2)
+    trained = asyncio.run(learnt.jobs.finetune(second, on_progress=lambda _: None))
+    assert (trained.version.base, trained.version.parent) == ("tiny", "parity")
     assert trained.eval_loss_before == pytest.approx(
-        registry.get("first").metrics["eval_loss_after"], rel=1e-4
+        learnt.registry.get("parity").metrics["eval_loss_after"], rel=1e-4
     )
 
 
@@ -410,17 +442,11 @@ def test_what_a_job_goes_on_from_is_not_deleted_and_its_own_name_is_free_when_it
     asyncio.run(run())
 
 
-def test_a_card_has_what_it_takes_to_train_the_same_again(jobs: LearnJobs, tmp_path: Path) -> None:
-    data = tmp_path / "parity.jsonl"
-    data.write_text("".join(row.model_dump_json() + "\n" for row in PARITY), encoding="utf-8")
-
-    async def run() -> list[Trained]:
-        first = await jobs.finetune(parity("one", data=str(data)), on_progress=lambda _: None)
-        recipe = first.version.card["settings"]
-        again = Finetune(name="two", data=first.version.card["data"]["path"], **recipe)
-        return [first, await jobs.finetune(again, on_progress=lambda _: None)]
-
-    first, again = asyncio.run(run())
+def test_a_card_has_what_it_takes_to_train_the_same_again(learnt: Learnt) -> None:
+    first = learnt.trained
+    recipe = first.version.card["settings"]
+    call = Finetune(name="two", data=first.version.card["data"]["path"], **recipe)
+    again = asyncio.run(learnt.jobs.finetune(call, on_progress=lambda _: None))
     assert weights_of(first.version) == weights_of(again.version)
     assert first.version.data_hashes == again.version.data_hashes
     assert set(first.version.data_hashes) == {"train"}
@@ -474,7 +500,7 @@ def test_a_real_model_killed_in_training_ends_with_the_weights_of_an_undisturbed
     )
 
     def call(name: str) -> Finetune:
-        settings = {"max_steps": 5, "checkpoint_steps": 2, "batch_size": 2, "dropout": 0.1}
+        settings = {"max_steps": 3, "checkpoint_steps": 1, "batch_size": 2, "dropout": 0.1}
         return Finetune(name=name, data=str(BANKING77), eval_share=0.0, **settings)
 
     async def run() -> tuple[Trained, Trained]:
