@@ -23,7 +23,7 @@ from llmos.memory.tuned import Choice, WeightsName
 from llmos.tuning import Room
 
 _LEAST_SCORED_TOKENS = 512
-_SCORE_S = 10.0
+SCORE_S = 10.0  # of prefill, for the text that is scored
 TEXT = Path(__file__).with_name("tuning_text.md")
 
 
@@ -70,7 +70,7 @@ class ModelBench:
         assert self._tokens, "speed comes first: it reads the text as tokens"
         if self._scored is None:
             # The same tokens for all that are compared, and not for long on a slow model.
-            self._scored = max(_LEAST_SCORED_TOKENS, int(_SCORE_S * self._slowest_prefill))
+            self._scored = max(_LEAST_SCORED_TOKENS, int(SCORE_S * self._slowest_prefill))
         return cross_entropy(
             self._file(choice.weights),
             self._tokens[: self._scored],
