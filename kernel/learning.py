@@ -1,7 +1,8 @@
 """Learning as syscalls: training jobs as processes, and evaluation.
 
 The work is done in an OS process of its own (`learn.py`); the process that stands for a job is
-seen in `ps`, writes progress as JSON lines to its standard output, and passes signals on.
+seen in `ps`, writes progress as JSON lines to its standard output, passes signals on, and pays for
+the tokens that are trained on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llmos.kernel.accounts import Account
 from llmos.kernel.devices import Devices
 from llmos.kernel.files import FileSystem
+from llmos.kernel.job_sources import replayed_files
 from llmos.kernel.process import Process
 from llmos.kernel.settings import Settings
 from llmos.memory.registry import Registry
@@ -33,6 +36,41 @@ JOB_NICE = 10
 ENCODER_OBJECTIVES = ("classify", "tag", "embed")
 
 
+class TrainedTokens:
+    """Charges the tokens of a job's steps to an account, as tokens in.
+
+    Steps that a worker takes again, after one that was killed, are charged again.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._told = 0  # tokens of the run that a worker has told of or begun with
+
+    def require_some(self) -> None:
+        """Raises: SyscallError("quota_exceeded") when no token can be paid for."""
+        self._account.refund("tokens_in", self._account.reserve_up_to("tokens_in", 1))
+
+    def take(self, event: JsonObject) -> None:
+        """Charge what an event tells of, as much of it as the quotas allow.
+
+        Raises: SyscallError("quota_exceeded") when that is not all.
+        """
+        match event["event"]:
+            case "start":
+                self._told = 0
+            case "resumed":
+                self._told = event["tokens"]
+            case "progress":
+                new: int = event["tokens"] - self._told
+                self._told = event["tokens"]
+                granted = self._account.reserve_up_to("tokens_in", new)
+                self._account.tokens_in += granted
+                if granted < new:
+                    self._account.charge("tokens_in", new - granted)  # refuses
+            case _:
+                return
+
+
 class Job:
     """A finetune on its way: what its process runs, and how signals reach the worker."""
 
@@ -50,14 +88,28 @@ class Job:
         return {}
 
     async def run(self, trap: Trap) -> Trained:
-        """Train, writing each progress event as a line of standard output."""
+        """Train, writing each progress event as a line of standard output.
+
+        Raises: SyscallError; "quota_exceeded" once the tokens are spent, training then having been
+        cancelled: its best version so far is kept, and the same call goes on.
+        """
         lines: asyncio.Queue[bytes] = asyncio.Queue()
+        process = self._process
+        assert process is not None
+        tokens = TrainedTokens(process.account)
+        tokens.require_some()
+        spent: list[SyscallError] = []
 
         def on_progress(event: JsonObject) -> None:
             lines.put_nowait(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            if spent:
+                return
+            try:
+                tokens.take(event)
+            except SyscallError as refusal:
+                spent.append(refusal)
+                training.cancel()
 
-        process = self._process
-        assert process is not None
         training = asyncio.ensure_future(
             self._jobs.finetune(
                 self._call, on_progress=on_progress, nice=process.nice, pid=process.pid
@@ -71,6 +123,8 @@ class Job:
                     await trap.call(calls.Write(fd=1, data=line.result()))
                 else:
                     line.cancel()
+            if spent and training.cancelled():
+                raise spent[0]
             return training.result()
         finally:
             if not training.done():
@@ -146,6 +200,8 @@ class Learning:
         if replay is not None:
             paths = tuple(readable(path) for path in replay.paths)
             replay = replay.model_copy(update={"paths": paths})
+            for path in replayed_files(self._registry(), replay):  # those of versions too
+                readable(path)
         with_data = self._with_data(process, call)
         return with_data.model_copy(update={**held_out, "tasks": tasks, "replay": replay})
 

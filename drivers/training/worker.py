@@ -4,7 +4,7 @@ Owns one job: trains a version, or measures a loss. Speaks JSON lines on standar
 each:
 
     start       counts of rows, of what was cut and left out, planned steps, the data's hashes
-    resumed     step: training goes on from this step's checkpoint
+    resumed     step, steps, tokens, path: training goes on from this step's checkpoint
     eval        when ("before", "during", "after", "test" or "only"), step, loss, rows, metrics
     progress    step, steps, loss, learning_rate, tokens, tokens_per_s, eta_s, padding_share
     micro_batch rows: memory ran out, and this many rows are computed at a time from now on
