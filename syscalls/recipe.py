@@ -83,7 +83,8 @@ class Recipe(NamedFields):
     as the device computes well); `packing` lays them side by side without padding and changes no
     result. `learning_rate` None is the method's own; it climbs over `warmup_share` of the steps and
     falls to nothing. `alpha` None is twice `rank`. `layer_decay` multiplies the rate from each
-    layer to the one below; `freeze` names what is not trained: "embeddings", "layers.0-3".
+    layer to the one below; `label_smoothing` is the share of a class's target that goes to all
+    classes alike (`classify`); `freeze` names what is not trained: "embeddings", "layers.0-3".
 
     Of a run: `max_steps` bounds what `epochs` asks for. Every `eval_steps` (None: once an epoch)
     the held-out rows are scored by `metric` (None: the objective's own), the best weights are kept,
@@ -118,6 +119,7 @@ class Recipe(NamedFields):
     alpha: float | None = Field(default=None, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
+    label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
     warmup_share: float = Field(default=0.05, ge=0.0, le=1.0)
     batch_size: int = Field(default=4, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)

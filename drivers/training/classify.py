@@ -1,13 +1,14 @@
 """The objective `classify`: texts of one class each, on an encoder's mean state.
 
 Owns the loss, what a prediction is, and a head's first weights. Refuses to know steps and files.
-Source of the head's beginning: Snell, Swersky and Zemel, "Prototypical Networks for Few-shot
-Learning", 2017 (arXiv 1703.05175).
+Sources of the head's beginning: Kumar et al., "Fine-Tuning can Distort Pretrained Features", 2022
+(arXiv 2202.10054); Snell, Swersky and Zemel, "Prototypical Networks", 2017 (arXiv 1703.05175).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,10 +37,11 @@ from llmos.syscalls.values import JsonValue
 if TYPE_CHECKING:
     import torch
 
-SCALE = 16.0  # of the first weights: how sure the nearest class mean makes the head
-MEAN_OF = 20  # rows of a class, at most, in its first weights: more change little
+SCALE = 16.0  # of first weights from means: how sure the nearest one makes the head
+FIRST_ROWS = 20  # of a class, at most, in its first weights: more change little
+SURENESS = 30.0  # of the logistic regression that a new head begins as (scikit-learn's C)
+MOST_FITTED = 500  # classes of one: more would take minutes
 SUMS_OF = 200  # rows of a class, at most, that a router is made from
-SMOOTHING = 0.1  # share of a target that goes to all classes alike
 
 
 class Scored(NamedTuple):
@@ -81,7 +83,7 @@ class ClassifyTask:
         summed = torch.nn.functional.cross_entropy(
             encoder_net.outputs(model, self._place, vectors),
             torch.tensor([item.payload for item in items], device=vectors.device),
-            label_smoothing=SMOOTHING,
+            label_smoothing=self._encoder.job.label_smoothing,
             reduction="sum",
         )
         return summed, float(len(items))
@@ -104,30 +106,29 @@ class ClassifyTask:
         return Measured({"loss": scored.loss / len(items), **scores.metrics()}, predictions)
 
     def begin(self, items: Sequence[Item]) -> None:
-        """Give new labels their first weights: each class's mean vector, as seen from their middle.
+        """Give new labels their first weights, so that training begins with what the body can tell.
 
-        Training then begins where the nearest mean is, not at random. Labels that the head learnt
-        before keep their weights.
+        A new head begins as a logistic regression on the body's vectors: random weights would first
+        pull the body from what it knows. Where labels were learnt before, which keep their weights,
+        or are very many, a new label's are its mean vector, as seen from the middle of all.
         """
         import torch
 
         learnt = self._encoder.learnt[self._place]
         if learnt == len(self._head.labels):
             return
-        items = _first_of_each(items, most=MEAN_OF)
+        items = _first_of_each(items, most=FIRST_ROWS)
         found = mean_vectors(self._encoder, [item.tokens for item in items])
-        lengths = found.norm(dim=1).mean()
         numbers = torch.tensor([item.payload for item in items])
         present = sorted(set(numbers.tolist()))
-        means = torch.stack([found[numbers == number].mean(dim=0) for number in present])
-        middle = means.mean(dim=0)
-        directions = torch.nn.functional.normalize(means - middle, dim=1) * (SCALE / lengths)
+        is_fitted = learnt == 0 and len(present) == len(self._head.labels) <= MOST_FITTED
+        weight, bias = _regression(found, numbers) if is_fitted else _from_means(found, numbers)
         linear = self._encoder.network["heads"][self._place]["linear"]
         new = [number >= learnt for number in present]
         places = [number for number in present if number >= learnt]
         with torch.no_grad():
-            linear.weight[places] = directions[new].to(linear.weight.device)
-            linear.bias[places] = -(directions @ middle)[new].to(linear.bias.device)
+            linear.weight[places] = weight[new].to(linear.weight.device)
+            linear.bias[places] = bias[new].to(linear.bias.device)
 
     def _score(self, model: Any, items: Sequence[Item], *, batch_size: int) -> Scored:
         import torch
@@ -162,6 +163,35 @@ class ClassifyTask:
         if number is None:
             raise unknown_label(row.origin, row.label, "label", self._head)
         return number
+
+
+def _regression(vectors: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `(classes, width)` and biases of a logistic regression."""
+    import torch
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    regression = LogisticRegression(C=SURENESS, max_iter=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a good beginning is enough
+        regression.fit(torch.nn.functional.normalize(vectors, dim=1).numpy(), numbers.numpy())
+    weight = torch.from_numpy(regression.coef_).float()
+    bias = torch.from_numpy(regression.intercept_).float()
+    if len(weight) == 1:  # of two classes, the second's lead over the first
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    return weight / vectors.norm(dim=1).mean(), bias
+
+
+def _from_means(vectors: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `(classes, width)` and biases by which the nearest mean of a class wins."""
+    import torch
+
+    present = sorted(set(numbers.tolist()))
+    means = torch.stack([vectors[numbers == number].mean(dim=0) for number in present])
+    middle = means.mean(dim=0)
+    directions = torch.nn.functional.normalize(means - middle, dim=1)
+    weight = directions * (SCALE / vectors.norm(dim=1).mean())
+    return weight, -(weight @ middle)
 
 
 def _first_of_each(items: Sequence[Item], *, most: int) -> list[Item]:
