@@ -137,13 +137,12 @@ class AllowedSets:
                 self._removed.append(ids)
 
     def _lasting(self, sql: sqlite3.Connection, chosen: Filter, version: Version) -> Allowed:
-        key = repr(chosen.lasting_sql())
+        key = chosen.lasting_key()
         while True:
             with self._lock:
                 known = self._sets.get(key, _NOTHING)
-                if known.last_id >= version.last_id:
-                    if known is not _NOTHING:
-                        self._sets.move_to_end(key)
+                if known is not _NOTHING and known.last_id >= version.last_id:
+                    self._sets.move_to_end(key)
                     return known.allowed
                 self._looking += 1
                 mark = len(self._removed)

@@ -23,15 +23,8 @@ def storage_errors(path: Path) -> Generator[None]:
     """Turn what SQLite and the disk raise into a `SyscallError` with the path and the remedy."""
     try:
         yield
-    except sqlite3.Error as problem:
-        raise _explain(path, problem) from problem
-    except OSError as problem:
-        raise SyscallError(
-            "storage",
-            f"cannot use {path}: {problem.strerror}; check the folder's permissions and free "
-            "space, or choose another folder",
-            path=str(path),
-        ) from problem
+    except (sqlite3.Error, OSError) as problem:
+        raise explained(path, problem) from problem
 
 
 def damaged(path: Path, what: str) -> SyscallError:
@@ -44,7 +37,15 @@ def damaged(path: Path, what: str) -> SyscallError:
     )
 
 
-def _explain(path: Path, problem: sqlite3.Error) -> Exception:
+def explained(path: Path, problem: sqlite3.Error | OSError) -> Exception:
+    """What SQLite or the disk raised, as the error that a caller of the store gets."""
+    if isinstance(problem, OSError):
+        return SyscallError(
+            "storage",
+            f"cannot use {path}: {problem.strerror}; check the folder's permissions and free "
+            "space, or choose another folder",
+            path=str(path),
+        )
     extended = getattr(problem, "sqlite_errorcode", None)
     match None if extended is None else extended & 0xFF:
         case sqlite3.SQLITE_FULL:

@@ -151,17 +151,25 @@ class Database:
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
         """A connection that only reads, for this block alone; it waits for no writer."""
-        try:
-            connection = self._idle.pop()  # atomic, unlike a look before it
-        except IndexError:
-            connection = self._reader()
+        connection = self.borrow()
         try:
             yield connection
         finally:
-            if self._is_open:
-                self._idle.append(connection)
-            else:
-                connection.close()
+            self.give_back(connection)
+
+    def borrow(self) -> sqlite3.Connection:
+        """A connection that only reads, the caller's alone until `give_back`."""
+        try:
+            return self._idle.pop()  # atomic, unlike a look before it
+        except IndexError:
+            return self._reader()
+
+    def give_back(self, connection: sqlite3.Connection) -> None:
+        """Take back what was borrowed."""
+        if self._is_open:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def another(self) -> sqlite3.Connection:
         """A connection of the caller's own, who closes it."""

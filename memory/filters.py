@@ -78,6 +78,10 @@ class Filter:
             parameters += values
         return " AND ".join(conditions), parameters
 
+    def lasting_key(self) -> str:
+        """A text that only filters of the same lasting conditions have; checks none of them."""
+        return repr((self.namespaces, self.kinds, self.source, self.owner, self.where))
+
     @property
     def valid_at(self) -> float:
         """The time at which what a note says must be so."""

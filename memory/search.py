@@ -18,8 +18,7 @@ A hit's `parts` has what its score is made of, as far as it was asked for:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,15 +44,14 @@ MOST_MATCHES = 50_000
 _TRIES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     note: int
     score: float
     parts: dict[str, float]
 
     def rated(self, score: float, **parts: float) -> _Candidate:
         """The same with another score, and what that is made of."""
-        return replace(self, score=score, parts={**self.parts, **parts})
+        return _Candidate(self.note, score, {**self.parts, **parts})
 
 
 def search(reader: Reader, query: Query, unit_vector: Matrix | None, now: float) -> Hits:

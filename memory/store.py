@@ -31,7 +31,7 @@ from llmos.memory import usage
 from llmos.memory.changes import trim
 from llmos.memory.commits import GroupCommit
 from llmos.memory.conditions import parse, refuse_unknown
-from llmos.memory.damage import storage_errors
+from llmos.memory.damage import explained, storage_errors
 from llmos.memory.database import Database
 from llmos.memory.decay import DEFAULT as DECAY
 from llmos.memory.decay import Decay, faded_ids, left_behind_ids
@@ -86,8 +86,9 @@ class Store:
         self._fresh_words = FreshWords()
         self._later = Later("memory-upkeep", self._catch_up_later)
         self._closing = Lock()
+        self._guard = Lock()  # of the next three
         self._users = 0  # calls under way, which the files are not closed under
-        self._users_changed = Condition()
+        self._users_changed = Condition(self._guard)
         self._is_open = False
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -175,14 +176,18 @@ class Store:
     @contextmanager
     def reading(self) -> Generator[Reader]:
         """The store for one thread to read from in this block. Raises: as `retrieve`."""
-        with self._use() as now, self._database.reading() as sql:
-            yield Reader(
-                sql,
-                nearest=self._nearest.search,
-                fresh=self._fresh_words,
-                dimensions=self.dimensions,
-                now=now,
-            )
+        with self._use() as now:
+            sql = self._database.borrow()
+            try:
+                yield Reader(
+                    sql,
+                    nearest=self._nearest.search,
+                    fresh=self._fresh_words,
+                    dimensions=self.dimensions,
+                    now=now,
+                )
+            finally:
+                self._database.give_back(sql)
 
     def related(
         self,
@@ -438,17 +443,19 @@ class Store:
     @contextmanager
     def _use(self) -> Generator[float]:
         """Keep the store open and turn what the disk raises into our errors; gives the time."""
-        with self._users_changed:
+        with self._guard:
             if not self._is_open:
                 raise SyscallError("not_available", "the memory store is closed")
             self._users += 1
         try:
-            with storage_errors(self._database.path):
-                yield self._clock()
+            yield self._clock()
+        except (sqlite3.Error, OSError) as problem:
+            raise explained(self._database.path, problem) from problem
         finally:
-            with self._users_changed:
+            with self._guard:
                 self._users -= 1
-                self._users_changed.notify_all()
+                if not self._is_open:  # somebody waits for the last one
+                    self._users_changed.notify_all()
 
     def _unit_vectors(self, vectors: Sequence[Sequence[float]], *, field: str) -> Matrix:
         if len(vectors) and len(vectors[0]) != self.dimensions:  # the model may have been changed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -255,7 +256,10 @@ class ListIndex:
     def _search(self, unit: Matrix, k: int, probes: int, allowed: Allowed | None) -> Found:
         faiss = faiss_library()
 
-        parameters = faiss.SearchParametersIVF(sel=selector_of(allowed), nprobe=probes)
+        if allowed is None:
+            parameters = _looks_at(probes)
+        else:
+            parameters = faiss.SearchParametersIVF(sel=selector_of(allowed), nprobe=probes)
         with threads(1):
             scores, ids = self.library.search(unit.reshape(1, -1), k, params=parameters)
         return pairs(ids, scores)
@@ -268,6 +272,12 @@ class ListIndex:
 
 _READ_COSTS_TESTS = 1500
 _FAR_LESS = 0.5  # of the share that a filter lets through of all
+
+
+@lru_cache(maxsize=256)
+def _looks_at(probes: int) -> Any:
+    """FAISS's parameters of a search without a filter: to make them takes as long as a result."""
+    return faiss_library().SearchParametersIVF(nprobe=probes)
 
 
 def selector_of(allowed: Allowed | None) -> Any:
@@ -297,11 +307,11 @@ def nearest_of(ids: Ids, vectors: Matrix, unit: Matrix, k: int) -> Found:
 
 def unit_vector(vector: Sequence[float] | Matrix, dimensions: int) -> Matrix:
     """A vector as `(1, dimensions)` of unit length. Raises: ValueError as `unit_vectors`."""
-    row = np.asarray(vector, dtype=np.float64)
-    if row.shape == (dimensions,):
-        square = float(row @ row)
+    row = np.array(vector, dtype=np.float64, ndmin=2)
+    if row.shape == (1, dimensions):
+        square = float(row[0].dot(row[0]))
         if _SMALL < square < _LARGE:
-            return (row / square**0.5).astype(np.float32).reshape(1, dimensions)
+            return (row * square**-0.5).astype(np.float32)
     return unit_vectors(row.reshape(1, -1), dimensions)
 
 
