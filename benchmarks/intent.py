@@ -1,7 +1,8 @@
 """Intents of bank customers: Banking77, what each way of using the small models gets right.
 
 Held-out rows judge, which no setting below was chosen by; the rest is there to learn from, whole
-(with the rows that settings were chosen by, which `--dev` judges by) or ten rows a class. From nothing to learn from, to everything:
+(with the rows that settings were chosen by, which `--dev` judges by) or ten rows a class. From
+nothing to learn from, to everything:
 
 - zero-shot: the nearest of the classes' names, and a language model that is asked;
 - few-shot, ten a class: the nearest example, and a language model that is shown the nearest ones;
