@@ -1,7 +1,7 @@
 """What a bank's customer wants: an encoder learns 77 intents from ten examples of each.
 
 A short course; then the same system answers by the new model.
-Run: .venv/bin/python examples/intents.py [QUESTION...]
+Run: .venv/bin/python examples/intents.py [QUESTION...]; in the environment, EPOCHS of training.
 """
 
 import asyncio
@@ -9,11 +9,13 @@ import csv
 import sys
 import tempfile
 from collections import Counter
+from os import environ
 from pathlib import Path
 
 import llmos
 
 DATA = Path(__file__).parent.parent / "benchmarks" / "data" / "banking77_train.csv"
+EPOCHS = float(environ.get("EPOCHS", "3"))
 QUESTIONS = sys.argv[1:] or ["My card was swallowed by the machine!", "how do i get a refund"]
 A_CLASS = 10
 
@@ -43,7 +45,7 @@ async def main() -> None:
                 freeze=("embeddings",),
                 learning_rate=3e-4,
                 batch_size=32,
-                epochs=3,
+                epochs=EPOCHS,
                 max_length_tokens=64,
             )
             trained = await os.result(job)

@@ -2,17 +2,19 @@
 
 A short course on WNUT17, a few hundred sentences: not enough to be good at it. `benchmarks/ner.py`
 trains to the end.
-Run: .venv/bin/python examples/ner.py [SENTENCE...]
+Run: .venv/bin/python examples/ner.py [SENTENCE...]; in the environment, STEPS of training.
 """
 
 import asyncio
 import sys
 import tempfile
+from os import environ
 from pathlib import Path
 
 import llmos
 
 DATA = Path(__file__).parent.parent / "benchmarks" / "data" / "wnut17_train.conll"
+STEPS = int(environ.get("STEPS", "30"))
 SENTENCES = sys.argv[1:] or [
     "Just landed in New York with Justin Bieber",
     "we watched Toy Story 3 at the Empire State Building",
@@ -32,7 +34,7 @@ async def main() -> None:
                 freeze=("embeddings",),
                 learning_rate=5e-4,
                 batch_size=32,
-                max_steps=30,
+                max_steps=STEPS,
                 max_length_tokens=96,
             )
             trained = await os.result(job)
