@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from llmos.drivers.rows.kinds import ChatRow, LabelledRow, Row
+from llmos.drivers.rows.near import without_near_duplicates, without_near_leaks
 from llmos.drivers.rows.reading import read_rows
 from llmos.drivers.rows.redaction import load_redactor, redact_rows
 from llmos.drivers.rows.splits import split
@@ -230,7 +231,7 @@ class PromptJob:
         started = time.monotonic()
         call = self._call
         async with as_file(self._given) as file:
-            rows, redacted = await asyncio.to_thread(self._rows, file)
+            rows, redacted, dropped = await asyncio.to_thread(self._rows, file)
         shots = [_shot(row) for row in rows] if call.shots else []
         labels = sorted({row.label for row in rows if isinstance(row, LabelledRow)})
         version = ModelVersion(
@@ -250,6 +251,7 @@ class PromptJob:
                     "rows": len(rows),
                     "examples": len(shots),
                     "redacted": redacted,
+                    "dropped": dropped,
                 },
             },
         )
@@ -261,16 +263,23 @@ class PromptJob:
         await _say(trap, {"event": "done", "seconds": round(seconds, 3), "examples": len(shots)})
         return Trained(version=version, losses=(), seconds=seconds)
 
-    def _rows(self, file: RowsFile) -> tuple[list[Row], dict[str, int]]:
-        """The rows that a training with these settings would train on, and what was redacted."""
+    def _rows(self, file: RowsFile) -> tuple[list[Row], dict[str, int], dict[str, int]]:
+        """The rows that a training with these settings would train on; what was redacted and
+        dropped. Rows of `eval_data` are not read, so what repeats them stays.
+        """
         call = self._call
         rows = read_rows(file.path, call.objective, name=file.name, group_field=call.group_field)
         redacted: dict[str, int] = {}
         if call.redact:
             rows, counts = redact_rows(rows, load_redactor(self._prompting.redactor))
             redacted = dict(counts)
+        dropped: dict[str, int] = {}
+        if call.dedupe:
+            kept, _ = without_near_duplicates(rows)
+            dropped["duplicates"] = len(rows) - len(kept)
+            rows = kept
         if call.eval_data is not None:
-            return rows, redacted
+            return rows, redacted, dropped
         parts = split(
             rows,
             eval_share=call.eval_share,
@@ -278,7 +287,11 @@ class PromptJob:
             stratify=call.stratify,
             by_group=call.group_field is not None,
         )
-        return parts.train, redacted
+        if call.dedupe:
+            cleaned = without_near_leaks(parts)
+            dropped["leaks"] = len(cleaned.dropped)
+            parts = cleaned.split
+        return parts.train, redacted, dropped
 
 
 async def choose_label(

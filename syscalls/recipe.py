@@ -78,6 +78,8 @@ class Recipe(NamedFields):
 
     Of the data: `eval_data` and `test_data` are files of rows; without `eval_data`, `eval_share` of
     the rows are held out, whole groups of `group_field`, in the classes' shares if `stratify`.
+    `dedupe` leaves out rows that nearly repeat an earlier one with the same label, training rows
+    that nearly repeat one held out, and held-out rows that nearly repeat one of `test_data`.
 
     Of a step: a batch of `batch_size` rows is computed `micro_batch` rows at a time (None: as many
     as the device computes well); `packing` lays them side by side without padding and changes no
@@ -112,6 +114,7 @@ class Recipe(NamedFields):
     group_field: str | None = None
     stratify: bool = False
     redact: bool = False
+    dedupe: bool = False
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)

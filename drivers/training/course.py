@@ -72,6 +72,7 @@ def run_training(job: TrainJob, emit: Emit) -> None:
         skipped=len(skipped),
         skipped_rows=skipped[:SHOWN_ORIGINS],
         redacted=dict(rows.redacted),
+        dropped=dict(rows.dropped),
         steps=run.steps,
         trainable_parameters=sum(p.numel() for p in run.weights.values()),
         data_sha256=hashes.get(job.data),

@@ -1,4 +1,4 @@
-"""The rows of a job: read, redacted, divided, with earlier tasks' rows among them.
+"""The rows of a job: read, redacted, freed of repetitions, divided, earlier tasks' rows among them.
 
 Owns which rows train, which steer and which judge. Refuses to know tokens.
 """
@@ -13,9 +13,10 @@ from typing import Any
 
 from llmos.drivers.rows.checks import check_apart, check_classes, check_labels
 from llmos.drivers.rows.kinds import Row
+from llmos.drivers.rows.near import without_near_duplicates, without_near_leaks
 from llmos.drivers.rows.reading import read_rows
 from llmos.drivers.rows.redaction import load_redactor, redact_rows
-from llmos.drivers.rows.splits import split
+from llmos.drivers.rows.splits import Split, split
 from llmos.drivers.training.job import TrainJob, file_hash
 from llmos.drivers.training.objectives import Rows
 from llmos.drivers.training.task import OfTask
@@ -41,9 +42,9 @@ def gather(job: TrainJob) -> Rows:
     train, dev, test = (
         [OfTask(name, row) for name, rows in parts for row in rows[:3][side]] for side in range(3)
     )
-    return Rows(
-        train, dev, test, sum((Counter(rows.redacted) for _, rows in parts), Counter[str]())
-    )
+    redacted = sum((Counter(rows.redacted) for _, rows in parts), Counter[str]())
+    dropped = sum((Counter(rows.dropped) for _, rows in parts), Counter[str]())
+    return Rows(train, dev, test, redacted, dropped)
 
 
 def data_hashes(job: TrainJob) -> dict[str, str]:
@@ -59,7 +60,14 @@ def _as_task(data: str, objective: str) -> dict[str, Any]:
 
 def _of_one(job: TrainJob) -> Rows:
     redacted: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     rows = _read(job, job.data, job.data_name, redacted)
+    if job.dedupe:
+        kept, _ = without_near_duplicates(rows)
+        dropped["duplicates"] = len(rows) - len(kept)
+        rows = kept
+    dev: list[Row] = []
+    test: list[Row] = []
     if job.eval_data is None:
         train, dev, _ = split(
             rows,
@@ -69,24 +77,31 @@ def _of_one(job: TrainJob) -> Rows:
             by_group=job.group_field is not None,
         )
     else:
-        train, dev = rows, []
+        train = rows
+        dev = _read(job, job.eval_data, job.eval_data, redacted)
     check_classes(train)
     train = _with_replay(train, job, redacted)  # its labels are known, and its groups seen
-    if job.eval_data is not None:
-        dev = _held_out(job, train, job.eval_data, "eval_data", redacted)
-    test: list[Row] = []
     if job.test_data is not None:
-        test = _held_out(job, train, job.test_data, "test_data", redacted)
-    return Rows(train, dev, test, redacted)
+        test = _read(job, job.test_data, job.test_data, redacted)
+    if job.dedupe:
+        train, dev, test = _without_leaks(Split(train, dev, test), dropped)
+    for field, held_out in (("eval_data", dev), ("test_data", test)):
+        if getattr(job, field) is not None:
+            check_labels(train, held_out, field=field)
+            check_apart(train, held_out, field=field)
+    return Rows(train, dev, test, redacted, dropped)
 
 
-def _held_out(
-    job: TrainJob, train: Sequence[Row], path: str, field: str, redacted: Counter[str]
-) -> list[Row]:
-    rows = _read(job, path, path, redacted)
-    check_labels(train, rows, field=field)
-    check_apart(train, rows, field=field)
-    return rows
+def _without_leaks(divided: Split[Row], dropped: Counter[str]) -> Split[Row]:
+    cleaned = without_near_leaks(divided)
+    dropped["leaks"] = len(cleaned.dropped)
+    if not cleaned.split.train:
+        raise SyscallError(
+            "invalid",
+            "dedupe: every training row nearly repeats a row held out, so none is left to train on",
+            field="dedupe",
+        )
+    return cleaned.split
 
 
 def _read(job: TrainJob, path: str, name: str | None, redacted: Counter[str]) -> list[Row]:

@@ -18,13 +18,15 @@ from llmos.drivers.training.task import Built
 class Rows(NamedTuple):
     """The checked rows of a job, divided. For a mixture each is an `OfTask`.
 
-    `redacted` counts the personal data that was taken out of them, by kind.
+    `redacted` counts the personal data that was taken out of them, by kind; `dropped` the rows that
+    were left out: "duplicates" of one of the same side, and "leaks" of one that judges.
     """
 
     train: Sequence[Any]
     dev: Sequence[Any]
     test: Sequence[Any]
     redacted: Mapping[str, int] = MappingProxyType({})
+    dropped: Mapping[str, int] = MappingProxyType({})
 
 
 Build = Callable[[TrainJob, str, Rows], Built]

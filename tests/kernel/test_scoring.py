@@ -309,6 +309,22 @@ def test_examples_are_redacted_and_rows_of_their_own_judge_them(scene: Any, tmp_
     scene(body)
 
 
+def test_examples_that_repeat_others_are_left_out(scene: Any) -> None:
+    text = "the card was swallowed by the machine at the station"
+    rows = [{"text": text + end, "label": "card"} for end in ("", ".", "!")]
+    rows.append({"text": "the loan is paid back", "label": "loan"})
+
+    async def body(kernel: Kernel) -> None:
+        job = await kernel.os.finetune(
+            rows, "few", method="prompt", objective="classify", eval_share=0.5, dedupe=True
+        )
+        data = (await kernel.os.result(job))["version"]["card"]["data"]
+        assert data["dropped"] == {"duplicates": 2, "leaks": 0}
+        assert data["examples"] == 1  # and one is held out
+
+    scene(body)
+
+
 def test_what_would_be_trained_is_no_matter_of_prompting(scene: Any) -> None:
     async def body(kernel: Kernel) -> None:
         await kernel.os.finetune(LENGTHS, "few", method="prompt", objective="classify", average=0.5)

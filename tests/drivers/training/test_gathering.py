@@ -42,3 +42,46 @@ def test_tasks_have_rows_of_their_own(tmp_path: Path, field: str) -> None:
     value = {"paths": (path,)} if field == "replay" else path
     with pytest.raises(SyscallError, match=f"{field}: with tasks each has its own rows"):
         gather(job(tasks=tasks, **{field: value}))
+
+
+def texts(path: Path, *rows: tuple[str, str]) -> str:
+    path.write_text("".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in rows))
+    return str(path)
+
+
+CARD = "my card was swallowed by the machine at the station"
+LOAN = "can the loan be paid back sooner than it was agreed"
+FEES = "which fees are taken when money is sent to another country"
+
+
+def test_near_duplicates_are_left_out_within_and_across_files(tmp_path: Path) -> None:
+    data = texts(
+        tmp_path / "train.jsonl",
+        (CARD, "card"),
+        (CARD + "!", "card"),  # repeats the first
+        (LOAN, "loan"),
+        (LOAN.upper(), "fee"),  # two people disagree: neither is dropped
+        (FEES, "fee"),
+    )
+    held_out = texts(tmp_path / "dev.jsonl", (FEES + "?", "fee"), ("a loan for a house", "loan"))
+    judged = texts(tmp_path / "test.jsonl", ("a loan for a house.", "loan"), (CARD, "card"))
+    given = {"data": data, "eval_data": held_out, "test_data": judged}
+    whole = gather(job(**given))
+    assert [len(side) for side in whole[:3]] == [5, 2, 2]
+    assert not whole.dropped
+    with pytest.raises(SyscallError, match="no training row has the label 'card'"):
+        gather(job(**given, dedupe=True))
+    more = texts(tmp_path / "more.jsonl", ("where does one see the number of a card", "card"))
+    replay = {"share": 0.2, "paths": (more,)}
+    rows = gather(job(**given, dedupe=True, replay=replay, replay_data=(more,)))
+    # The machine's card judges, and so does the house; the fees steer.
+    assert [row.label for row in rows.train] == ["loan", "fee", "card"]
+    assert ([row.text for row in rows.dev], len(rows.test)) == ([FEES + "?"], 2)
+    assert rows.dropped == {"duplicates": 1, "leaks": 3}
+
+
+def test_rows_that_all_judge_leave_nothing_to_train_on(tmp_path: Path) -> None:
+    data = texts(tmp_path / "train.jsonl", (CARD, "card"), (LOAN, "loan"))
+    with pytest.raises(SyscallError, match="every training row nearly repeats") as refused:
+        gather(job(data=data, eval_data=data, dedupe=True))
+    assert refused.value.fields == {"field": "dedupe"}
