@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +16,11 @@ from llmos.memory.filters import Filter
 from llmos.memory.notes import select_ids
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
+
+if TYPE_CHECKING:
+    from tests.memory.conftest import Clock
+
+DIMENSIONS = 4
 
 
 def members(one: Allowed) -> list[int]:
@@ -47,23 +50,10 @@ def test_a_copy_without_some_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> 
     assert one.ids is None and members(one) == [1, 9, 20, 70]
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    opened = Store(tmp_path, dimensions=4, clock=clock)
-    yield opened
-    opened.close()
+def clock(clock: Clock) -> Clock:
+    clock.now = 100.0
+    return clock
 
 
 def put(store: Store, text: str, namespace: str = "a", **fields: Any) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,11 @@ from llmos.memory.decay import DAY_S, DEFAULT, Decay, lasts_s, strength
 from llmos.memory.query import Query
 from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
+
+if TYPE_CHECKING:
+    from tests.memory.conftest import Clock
+
+DIMENSIONS = 2
 
 _IMPORTANCE = st.floats(0, 1)
 _IDLE = st.floats(0, 1e9)
@@ -43,23 +47,10 @@ def test_what_is_said_of_the_defaults_is_so() -> None:
     assert lasts_s(1.0, 0) == math.inf and strength(1.0, 1e12, 0, 1.0) == 1.0
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    opened = Store(tmp_path / "memory", dimensions=2, clock=clock)
-    yield opened
-    opened.close()
+def clock(clock: Clock) -> Clock:
+    clock.now = 0.0
+    return clock
 
 
 def put(store: Store, text: str, namespace: str = "a", **fields: Any) -> int:

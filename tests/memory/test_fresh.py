@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +16,8 @@ from llmos.memory.store import Store
 from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 
+DIMENSIONS = 2
+
 WORDS = ("pump", "valve", "leak", "oil", "the", "pumps leaking")
 
 
@@ -26,13 +27,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fresh, "FRESH_WORDS", 4)
     monkeypatch.setattr(fresh, "FRESH_ENTRIES", 6)
     monkeypatch.setattr(fresh, "FEW_WORDED", 0)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "memory", dimensions=2)
-    yield opened
-    opened.close()
 
 
 def put(store: Store, *texts: str, namespace: str = "a", **fields: Any) -> list[int]:

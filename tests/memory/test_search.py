@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,30 +22,11 @@ from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Fact, Hit
 
+if TYPE_CHECKING:
+    from tests.memory.conftest import Clock
+
 DIMENSIONS = 8
 DAY_S = 86_400.0
-
-
-class Clock:
-    """Time that moves only when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    opened = Store(tmp_path / "memory", dimensions=DIMENSIONS, clock=clock)
-    yield opened
-    opened.close()
 
 
 def vector(angle: float) -> list[float]:

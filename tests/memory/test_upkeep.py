@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,14 +18,9 @@ from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Fact
 
+DIMENSIONS = 4
+
 SECRETS = ("Xylophagous", "zweigkuerbis", "quetzalcoatlus")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "memory", dimensions=4)
-    yield opened
-    opened.close()
 
 
 def vector(number: int) -> list[float]:

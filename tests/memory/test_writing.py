@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,24 +13,10 @@ from llmos.syscalls.calls import Note
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.results import Fact, Hit, Remembered
 
+if TYPE_CHECKING:
+    from tests.memory.conftest import Clock
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    opened = Store(tmp_path / "memory", dimensions=2, clock=clock)
-    yield opened
-    opened.close()
+DIMENSIONS = 2
 
 
 def put(store: Store, *notes: tuple[Note, float], namespace: str = "a", **how: Any) -> Remembered:
