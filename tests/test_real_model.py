@@ -222,7 +222,7 @@ def test_an_adapter_is_trained_and_served_beside_its_base(tmp_path: Path) -> Non
     async def scenario(kernel: Kernel) -> None:
         os: OS = kernel.os
         job = await os.finetune(
-            examples, "banking", base="chat", max_steps=24, batch_size=4, learning_rate=1e-3
+            examples, "banking", base="chat", max_steps=16, batch_size=4, learning_rate=1e-3
         )
         while_training = await os.generate([BRIEF, user("Say hello.")], max_tokens=8)
         assert while_training.text
