@@ -24,6 +24,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
 
+from llmos.memory.changes import ReadingConnection
 from llmos.memory.damage import (
     APPLICATION_ID,
     refuse_cut_short,
@@ -176,7 +177,7 @@ class Database:
         return _connect(self.path, timeout_s=self.busy_timeout_s)
 
     def _reader(self) -> sqlite3.Connection:
-        connection = _connect(self.path)
+        connection = _connect(self.path, kind=ReadingConnection)
         connection.execute("PRAGMA query_only = ON")
         connection.execute(f"PRAGMA mmap_size = {_READ_MAP_BYTES}")
         connection.execute(f"PRAGMA cache_size = -{_READ_CACHE_KIB}")
@@ -204,13 +205,20 @@ class Database:
             _opened[self.path] -= 1
 
 
-def _connect(path: Path, mode: str = "rw", timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+def _connect(
+    path: Path,
+    mode: str = "rw",
+    *,
+    timeout_s: float = BUSY_TIMEOUT_S,
+    kind: type[sqlite3.Connection] = sqlite3.Connection,
+) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
         timeout=timeout_s,
+        factory=kind,
     )
     try:
         connection.execute("PRAGMA synchronous = FULL")

@@ -62,8 +62,10 @@ def kind(store: Store) -> str:
 
 
 def wait_for_build(store: Store) -> None:
-    store.stat()  # takes in what was written, which begins a build
-    builder = store._nearest._builder
+    store.stat()  # takes in what was written, unless another thread does
+    store._nearest._consider_building()  # which that thread may not have come to yet
+    with store._nearest._starting:
+        builder = store._nearest._builder
     assert builder is not None
     builder.join()
 
