@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -75,39 +75,9 @@ def agreement(one: Sequence[int], other: Sequence[int]) -> float:
 
 def opened(driver: DriverName, path: Path) -> LanguageModel:
     dtype = "float32" if driver == "torch" else "auto"  # a GGUF file has its own
-    spec = ModelSpec("m", path, context_tokens=256, sequences=1, dtype=dtype)
+    # One thread: two that wait for each other crawl when the machine has other work.
+    spec = ModelSpec("m", path, context_tokens=256, sequences=1, threads=1, dtype=dtype)
     return open_language_model(driver, spec)
-
-
-def test_exports_say_what_the_adapter_says(
-    smollm2_path: Path, adapter: Path, tmp_path: Path
-) -> None:
-    async def export() -> tuple[Path, Path, Path]:
-        async with llmos.boot(config(tmp_path)) as kernel:
-            add(kernel, "style", "adapter", adapter)
-            gguf = await kernel.os.model_export("style", "gguf")
-            small = await kernel.os.model_export("style", "gguf", quantize="Q8_0")
-            folder = await kernel.os.model_export("style", path=str(tmp_path / "merged"))
-            assert small.bytes < gguf.bytes
-            return Path(gguf.path), Path(small.path), Path(folder.path)
-
-    gguf, small, folder = asyncio.run(export())
-    base = opened("torch", smollm2_path)
-    tokens = base.tokenize(TEXT)
-    plain = likeliest(base, tokens)
-    base.attach("style", adapter)
-    wanted = likeliest(base, tokens, "style")
-    base.close()
-    assert agreement(plain, wanted) < 0.9
-    for driver, path, least in (
-        ("torch", folder, 0.95),
-        ("llama_cpp", gguf, 0.95),
-        ("llama_cpp", small, 0.8),
-    ):
-        exported = opened(driver, path)
-        assert exported.tokenize(TEXT) == tokens
-        assert agreement(likeliest(exported, tokens), wanted) >= least
-        exported.close()
 
 
 def add(kernel: Kernel, name: str, kind: str, path: Path) -> None:
@@ -118,8 +88,53 @@ def add(kernel: Kernel, name: str, kind: str, path: Path) -> None:
     )
 
 
+class Exports(NamedTuple):
+    """The adapter merged with its base, in each form."""
+
+    gguf: Path
+    small: Path
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def exports(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    home = tmp_path_factory.mktemp("exports")
+
+    async def export() -> Exports:
+        async with llmos.boot(config(home)) as kernel:
+            add(kernel, "style", "adapter", adapter)
+            gguf = await kernel.os.model_export("style", "gguf")
+            small = await kernel.os.model_export("style", "gguf", quantize="Q8_0")
+            folder = await kernel.os.model_export("style", path=str(home / "merged"))
+            assert small.bytes < gguf.bytes
+            return Exports(Path(gguf.path), Path(small.path), Path(folder.path))
+
+    return asyncio.run(export())
+
+
+def test_exports_say_what_the_adapter_says(
+    smollm2_path: Path, adapter: Path, exports: Exports
+) -> None:
+    base = opened("torch", smollm2_path)
+    tokens = base.tokenize(TEXT)
+    plain = likeliest(base, tokens)
+    base.attach("style", adapter)
+    wanted = likeliest(base, tokens, "style")
+    base.close()
+    assert agreement(plain, wanted) < 0.9
+    for driver, path, least in (
+        ("torch", exports.folder, 0.95),
+        ("llama_cpp", exports.gguf, 0.95),
+        ("llama_cpp", exports.small, 0.8),
+    ):
+        exported = opened(driver, path)
+        assert exported.tokenize(TEXT) == tokens
+        assert agreement(likeliest(exported, tokens), wanted) >= least
+        exported.close()
+
+
 def test_full_weights_are_exchanged_under_a_running_call_of_llama_cpp(
-    adapter: Path, tmp_path: Path
+    adapter: Path, exports: Exports, tmp_path: Path
 ) -> None:
     question = "Name a colour."
 
@@ -136,8 +151,7 @@ def test_full_weights_are_exchanged_under_a_running_call_of_llama_cpp(
             add(kernel, "style", "adapter", adapter)
             before = await said()
             assert before != await said("style")
-            merged = await os.model_export("style", path=str(tmp_path / "merged"))
-            add(kernel, "whole", "full", Path(merged.path))
+            add(kernel, "whole", "full", exports.folder)
             alone = await said(tokens=60)
             long = asyncio.create_task(said(tokens=60))
             while not kernel.inference._under_way:
