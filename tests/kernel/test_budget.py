@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmos.kernel.budget import Budget, Prices, Reservation
@@ -129,6 +129,7 @@ def test_a_cost_that_the_disk_refuses_is_kept_with_the_next_one(
     assert Budget("far", DEAR, Spending(tmp_path)).spent_tokens == budget.spent_tokens == 7
 
 
+@settings(max_examples=40)  # each makes a file on the disk
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40), st.booleans()), max_size=12))
 def test_no_number_of_starts_overdraws(calls: list[tuple[int, int, bool]]) -> None:
     prices = Prices(1_000_000, 2_000_000, money=150.0, tokens=120)
