@@ -41,11 +41,12 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-def jobs_in(home: Path, registry: Registry, model: Path) -> LearnJobs:
+def jobs_in(home: Path, registry: Registry, model: Path, base: str = "tiny") -> LearnJobs:
+    """Jobs on one thread: two that wait for each other crawl when the machine has other work."""
     return LearnJobs(
         folder=home / "jobs",
         registry=registry,
-        resolve_base=lambda name, objective: Base(name or "tiny", model),
+        resolve_base=lambda name, objective: Base(name or base, model),
         threads=1,
     )
 
@@ -462,15 +463,11 @@ def test_a_card_has_what_it_takes_to_train_the_same_again(learnt: Learnt) -> Non
 def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serves(
     tmp_path: Path, registry: Registry, smollm2_path: Path
 ) -> None:
-    jobs = LearnJobs(
-        folder=tmp_path / "jobs",
-        registry=registry,
-        resolve_base=lambda name, objective: Base("smollm2", smollm2_path),
-    )
+    jobs = jobs_in(tmp_path, registry, smollm2_path, "smollm2")
     call = Finetune(
         name="banking",
         data=str(BANKING77),
-        max_steps=12,
+        max_steps=8,
         learning_rate=1e-3,
         eval_share=0.05,
     )
@@ -493,11 +490,7 @@ def test_a_few_steps_on_real_data_lower_the_held_out_loss_here_and_where_it_serv
 def test_a_real_model_killed_in_training_ends_with_the_weights_of_an_undisturbed_run(
     tmp_path: Path, registry: Registry, smollm2_path: Path
 ) -> None:
-    jobs = LearnJobs(
-        folder=tmp_path / "jobs",
-        registry=registry,
-        resolve_base=lambda name, objective: Base("smollm2", smollm2_path),
-    )
+    jobs = jobs_in(tmp_path, registry, smollm2_path, "smollm2")
 
     def call(name: str) -> Finetune:
         settings = {"max_steps": 3, "checkpoint_steps": 1, "batch_size": 2, "dropout": 0.1}
