@@ -68,6 +68,7 @@ def train(rows: Sequence[Any], *, state: Path | None = None, **settings: Any) ->
         if state is not None and now - saved > _SAVE_EVERY_S:
             saved = now
             _save(run, state, before_s + now - started)
+    run.average()
     if state is not None:
         state.unlink(missing_ok=True)
     return Trained(built, run.steps, before_s + time.perf_counter() - started)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmos.drivers.training.checkpoints import Checkpoints, write_folder
 from llmos.drivers.training.gathering import data_hashes, gather
@@ -22,9 +22,6 @@ from llmos.drivers.training.task import Built, Encoded, Item, Measured
 from llmos.drivers.training.worker_process import Emit, terminate_requested, uncollected
 from llmos.syscalls.errors import SyscallError
 from llmos.syscalls.values import JsonObject
-
-if TYPE_CHECKING:
-    import torch
 
 SHOWN_ORIGINS = 5  # rows named in the start event, of those cut or left out
 # Metrics of which less is better; of all others more is.
@@ -138,9 +135,6 @@ class Course:
         self._kept = Checkpoints(job.checkpoints)
         self._eval_steps = job.eval_steps or run.steps_per_epoch
         self._metric = job.metric or built.task.metric
-        self._start: dict[str, torch.Tensor] | None = None
-        if job.average is not None:
-            self._start = {name: p.detach().clone() for name, p in run.weights.items()}
 
     def run(self) -> None:
         """Train to the end, or until SIGTERM; then the version is in the job's `output`."""
@@ -247,11 +241,10 @@ class Course:
 
     def _finish(self) -> None:
         self._put_best()
-        if self._start is not None:
-            self._average(self._start)
+        self._run.average()
         if self._dev:
             best = self._notes.best
-            if best is None or self._start is not None:
+            if best is None or self._job.average is not None:
                 self._score("after", self._dev, step=self._run.step)
             else:
                 self._tell("after", best, step=self._notes.best_step, rows=len(self._dev))
@@ -272,16 +265,6 @@ class Course:
             best = self._kept.best()
             assert best is not None and best.step == self._notes.best_step
             self._run.put_weights(best.tensors)
-
-    def _average(self, start: dict[str, torch.Tensor]) -> None:
-        """Mix the weights that training began with into those that it came to.
-
-        Source: Wortsman et al. 2022 (WiSE-FT, arXiv 2109.01903).
-        """
-        share = self._job.average
-        assert share is not None
-        mixed = {name: p.detach().lerp(start[name], share) for name, p in self._run.weights.items()}
-        self._run.put_weights(mixed)
 
     # --- scores and events ------------------------------------------------------------------------
 

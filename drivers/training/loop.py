@@ -74,6 +74,10 @@ class Run:
             lr=self._peak,
             foreach=True,
         )
+        self._share = job.average or 0.0
+        self._start: dict[str, torch.Tensor] = {}
+        if self._share:
+            self._start = {name: p.detach().clone() for name, p in self.weights.items()}
         torch.manual_seed(job.seed)
 
     def take_step(self) -> Step:
@@ -105,6 +109,19 @@ class Run:
         self.step = number
         tokens = sum(len(item.tokens) for item in items)
         return Step(number, summed.loss / weight, rate, tokens, summed.padded_tokens)
+
+    def average(self) -> None:
+        """Mix into the weights those that training began with, by the share that the job asks for.
+
+        Source: Wortsman et al. 2022 (WiSE-FT, arXiv 2109.01903).
+        """
+        if not self._start:
+            return
+        mixed = {
+            name: self.weights[name].detach().lerp(start, self._share)
+            for name, start in self._start.items()
+        }
+        self.put_weights(mixed)
 
     # --- the state --------------------------------------------------------------------------------
 
