@@ -49,11 +49,14 @@ SHARED: Mapping[str, Any] = {
     "freeze": ("embeddings",),
 }
 FEW: Mapping[str, Any] = {
-    "epochs": 6.0,
-    "learning_rate": 1e-4,
+    "epochs": 10.0,
+    "learning_rate": 3e-4,
     "layer_decay": 0.9,
-    "batch_size": 32,
+    "batch_size": 64,
     "label_smoothing": 0.0,
+    "token_dropout": 0.2,
+    "contrast": 1.0,
+    "average": 0.5,
 }
 ALL: Mapping[str, Any] = {
     "epochs": 6.0,

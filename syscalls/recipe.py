@@ -86,7 +86,9 @@ class Recipe(NamedFields):
     result. `learning_rate` None is the method's own; it climbs over `warmup_share` of the steps and
     falls to nothing. `alpha` None is twice `rank`. `layer_decay` multiplies the rate from each
     layer to the one below; `label_smoothing` is the share of a class's target that goes to all
-    classes alike (`classify`); `freeze` names what is not trained: "embeddings", "layers.0-3".
+    classes alike, `token_dropout` the share of a text's tokens that a step leaves out, `contrast`
+    the weight of drawing texts of a class together (all three of `classify`). `freeze` names what
+    is not trained: "embeddings", "layers.0-3".
 
     Of a run: `max_steps` bounds what `epochs` asks for. Every `eval_steps` (None: once an epoch)
     the held-out rows are scored by `metric` (None: the objective's own), the best weights are kept,
@@ -123,6 +125,8 @@ class Recipe(NamedFields):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
+    token_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    contrast: float = Field(default=0.0, ge=0.0)
     warmup_share: float = Field(default=0.05, ge=0.0, le=1.0)
     batch_size: int = Field(default=4, ge=1)
     micro_batch: int | None = Field(default=None, ge=1)

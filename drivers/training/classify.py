@@ -27,6 +27,7 @@ from llmos.drivers.training.encoder import (
     open_encoder,
     rate,
 )
+from llmos.drivers.training.few_rows import contrast, thinned
 from llmos.drivers.training.job import TrainJob
 from llmos.drivers.training.joining import Part, check_parts, joined_to
 from llmos.drivers.training.objectives import Rows
@@ -76,16 +77,20 @@ class ClassifyTask:
     def loss(self, model: Any, items: Sequence[Item], /) -> tuple[torch.Tensor, float]:
         import torch
 
+        job = self._encoder.job
+        if job.token_dropout and model.training:
+            items = thinned(items, job.token_dropout)
         vectors = self._vectors(model, items)
-        vectors = torch.nn.functional.dropout(
-            vectors, self._encoder.job.dropout, training=model.training
-        )
+        classes = torch.tensor([item.payload for item in items], device=vectors.device)
+        seen = torch.nn.functional.dropout(vectors, job.dropout, training=model.training)
         summed = torch.nn.functional.cross_entropy(
-            encoder_net.outputs(model, self._place, vectors),
-            torch.tensor([item.payload for item in items], device=vectors.device),
-            label_smoothing=self._encoder.job.label_smoothing,
+            encoder_net.outputs(model, self._place, seen),
+            classes,
+            label_smoothing=job.label_smoothing,
             reduction="sum",
         )
+        if job.contrast:
+            summed = summed + job.contrast * contrast(vectors, classes)
         return summed, float(len(items))
 
     def evaluate(self, model: Any, items: Sequence[Item], /, *, batch_size: int) -> Measured:
