@@ -59,10 +59,13 @@ FEW: Mapping[str, Any] = {
     "average": 0.5,
 }
 ALL: Mapping[str, Any] = {
-    "epochs": 6.0,
+    "epochs": 5.0,
     "learning_rate": 4e-4,
     "layer_decay": 0.9,
     "batch_size": 64,
+    "token_dropout": 0.1,
+    "contrast": 1.0,
+    "average": 0.3,
 }
 
 
